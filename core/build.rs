@@ -1,4 +1,5 @@
-//! Compiles the messages of `proto/barid/v1` with protox: no protoc is needed. Their descriptors and names are kept for `src/json.rs`.
+//! Compiles the messages of `proto/barid/v1` with protox, so that no protoc is needed. Also stores
+//! their descriptors and names for `src/json.rs`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = std::path::Path::new("../proto");

@@ -1,71 +1,80 @@
-//! What to ask a peer for, of entries whose content is missing here, and when again.
+//! Schedules backfill requests: decides which missing content to request from a peer, and when.
 //!
-//! In scope: which entries held as digests are worth asking one peer for ([`BackfillState`], one for each peer and feed). Pure: time, pauses and what
-//! is held come in. Out of scope: asking, and taking what comes ([`crate::follow::verify_backfills`]).
+//! In scope: which entries held as digests are worth requesting from one peer ([`BackfillState`],
+//! one per peer and feed). Pure: time, delays and the ranges held are arguments. Out of scope:
+//! sending requests, and verifying responses ([`crate::follow::verify_backfills`]).
 //!
-//! A round goes over a feed once, from its beginning. The first round with a peer under a roster asks for everything that is held as a digest;
-//! so what was withheld wrongly is found, and who joined later gets its history. After that only what came without content from a relay
-//! is asked for, as it comes; what a peer did not give is asked for again after a pause that grows, and not at all once the feed's
-//! owner has been asked. The owner alone is asked once for everything that it did not serve itself: a relay may have withheld it wrongly.
+//! A round scans a feed once, from its beginning. The first round with a peer under a roster
+//! requests every entry held as a digest. It finds wrongly withheld content, and gives a new member
+//! the history. Later rounds request only entries that a relay delivered without content, as they
+//! arrive. What a peer did not provide is requested again after a growing delay, and not at all
+//! once the feed's owner has been asked. Only the owner is asked, once, for every entry that it did
+//! not serve itself, because a relay may have withheld it wrongly.
 
 use std::ops::Range;
 
 use crate::ids::{FeedId, Undisclosed};
 
-/// Ranges held as digests, ascending, with the reason.
+/// Ranges of entries held as digests, ascending, each with the reason.
 pub type NotHeld = Vec<(Range<u64>, Undisclosed)>;
 
-/// What was asked of one peer of one feed.
+/// Progress of backfill from one peer for one feed.
 #[derive(Clone, Debug, Default)]
 pub struct BackfillState {
-    /// The newest roster of this round.
+    /// Roster version under which this round runs.
     roster: u64,
-    /// Between these everything is asked for, whatever the reason.
+    /// In this range every entry held as a digest is requested, for whatever reason it is missing.
     full_from: u64,
     full_to: u64,
-    /// Next index to look at.
+    /// Next index to scan.
     cursor: u64,
-    /// Entries asked for and got in this round.
+    /// Entries requested and received in this round.
     requested_entries: u64,
     received_entries: u64,
     attempt: u32,
     retry_at_ms: Option<u64>,
-    /// The first entry that was left out because its owner had been asked.
+    /// First entry skipped because the owner had already been asked for it.
     skipped_from: Option<u64>,
-    /// The peer served content from here on that was not taken, and whether this round has gone over it again since.
+    /// First index from which content served by the peer was dropped for lack of space, and whether
+    /// the current round has started over since then.
     dropped_from: Option<u64>,
     rescanning: bool,
 }
 
-/// What to ask for.
+/// The next request to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackfillRanges {
-    /// Ascending, not empty.
+    /// Ascending and not empty.
     pub ranges: Vec<Range<u64>>,
-    /// Everything before this index has been looked at here.
+    /// Every entry before this index has been scanned locally.
     pub end: u64,
 }
 
-/// Where a feed stands here.
+/// Local state of the feed that is backfilled.
 #[derive(Clone, Copy, Debug)]
 pub struct BackfillContext {
     /// Entries held, in full or as digests.
     pub size: u64,
     /// Version of the newest roster.
     pub roster: u64,
-    /// Up to where the feed's owner was asked under this roster: what it did not give is not ours. 0 for an epoch that is over: its owner may have
-    /// lost what it said there.
+    /// The feed's owner has been asked under this roster for every entry before this index; what it
+    /// did not provide is not for this member. 0 for a closed epoch: its owner may have lost what
+    /// it stated about those entries.
     pub settled: u64,
     /// Whether the peer is the feed's owner.
     pub owner: bool,
-    /// Whether the feed is this member's own: nobody may keep it from us.
+    /// Whether the feed is this member's own: no peer may withhold its entries from this member.
     pub own: bool,
-    /// Whether every topic is wanted: then what once was not is missing like anything else.
+    /// Whether this member follows every topic. Entries that were not followed earlier then count
+    /// as missing.
     pub all_topics: bool,
 }
 
-/// Whether content that came as a digest for this reason may be had of others, or later: the sender did not hold it, or gave a reason of a later
-/// version, which is none to be content with. Of our `own` feed nobody may withhold anything.
+/// Returns whether content with this reason may be available from another peer, or later.
+///
+/// True if the sender did not hold it, or gave a reason that a later protocol version defines and
+/// this one cannot judge. Of this member's `own` feed, withheld and unfollowed entries count as
+/// missing too.
 #[must_use]
 pub fn is_missing(reason: Undisclosed, own: bool) -> bool {
     match reason {
@@ -75,8 +84,9 @@ pub fn is_missing(reason: Undisclosed, own: bool) -> bool {
     }
 }
 
-/// Puts feeds, ascending by `feed_of`, in the order in which a peer is asked about them: first those after the one that it was asked about
-/// `last`. So none waits behind others of which there is always something to ask again.
+/// Rotates feeds, ascending by `feed_of`, so that the feed after `last` comes first. `last` is the
+/// feed most recently requested from the peer. The rotation prevents feeds that always have
+/// something to retry from starving the others.
 pub fn rotate_feeds<T>(feeds: &mut [T], feed_of: impl Fn(&T) -> &FeedId, last: Option<&FeedId>) {
     if let Some(last) = last {
         let after = feeds.partition_point(|feed| feed_of(feed) <= last);
@@ -85,11 +95,14 @@ pub fn rotate_feeds<T>(feeds: &mut [T], feed_of: impl Fn(&T) -> &FeedId, last: O
 }
 
 impl BackfillState {
-    /// What to ask for next; `None`: nothing, until [`Self::retry_at_ms`] or until something changes. `not_held` gives what is held as digests
-    /// from an index on, some of it at least; `pause_ms` how long to wait after so many attempts in vain.
+    /// Returns the next request, or `None` if there is nothing to request until
+    /// [`Self::retry_at_ms`] or until the context changes.
+    ///
+    /// `not_held` returns ranges held as digests from an index on (at least the first of them).
+    /// `pause_ms` returns the delay after the given number of failed attempts.
     ///
     /// # Errors
-    /// What `not_held` says.
+    /// Any error of `not_held`.
     pub fn next<E>(
         &mut self,
         context: BackfillContext,
@@ -119,34 +132,36 @@ impl BackfillState {
         Ok(ranges_found)
     }
 
-    /// The peer has looked at everything before `scanned_to` of what it was `requested` for, and gave `received_entries` entries that were lacking.
+    /// Records a response: the peer has scanned everything before `scanned_to` of the `requested`
+    /// ranges and provided `received_entries` missing entries.
     pub fn on_response(&mut self, requested: &BackfillRanges, scanned_to: u64, received_entries: u64) {
         let last = requested.ranges.last().map_or(0, |range| range.end);
         let left =
             requested.ranges.iter().map(|range| range.end.saturating_sub(range.start.max(scanned_to))).sum::<u64>();
         let all = requested.ranges.iter().map(|range| range.end - range.start).sum::<u64>();
-        // One that looked at nothing is not asked for the same again.
+        // A peer that scanned nothing is not asked for the same ranges again in this round.
         let unscanned = if left == all { 0 } else { left };
         self.requested_entries += all - unscanned;
         self.received_entries += received_entries;
         self.cursor = if scanned_to >= last || left == all { requested.end } else { scanned_to };
     }
 
-    /// The peer did not answer, or not rightly: the rest of the round is put off.
+    /// Postpones the rest of the round after a missing or invalid response.
     pub fn back_off(&mut self, now_ms: u64, pause_ms: impl FnOnce(u32) -> u64) {
         self.retry_at_ms = Some(now_ms.saturating_add(pause_ms(self.attempt)));
         self.attempt = self.attempt.saturating_add(1);
     }
 
-    /// What was put off is asked for at once: what stood in the way here is gone.
+    /// Makes a postponed round due at once, because the local obstacle is gone.
     pub fn retry_now(&mut self) {
         if self.retry_at_ms.is_some() {
             (self.retry_at_ms, self.attempt) = (Some(0), 0);
         }
     }
 
-    /// A batch of the peer's has become durable, which told of the entries from `first` on up to `end`, and of no others: it has just said what
-    /// it has of these. `missing` of them it did not hold itself, and may hold later.
+    /// Records a batch of the peer that has become durable and covers exactly the entries in
+    /// `first..end`. The batch already shows what the peer provides of them, so they need no
+    /// request in this round. `missing` of them the peer did not hold and may hold later.
     pub fn on_batch(&mut self, first: u64, end: u64, missing: u64) {
         if self.cursor >= first && self.cursor < end {
             self.cursor = end;
@@ -157,19 +172,21 @@ impl BackfillState {
         }
     }
 
-    /// Of what the peer served from `first` on, content was not taken for want of room here: it has not been asked for that yet.
+    /// Records that content served by the peer from `first` on was dropped for lack of space here,
+    /// so it must be requested again.
     pub fn dropped_from(&mut self, first: u64) {
         self.dropped_from = Some(self.dropped_from.map_or(first, |before| before.min(first)));
         self.rescanning = false;
     }
 
-    /// When to look again, if something was put off.
+    /// Returns when to scan again, if a round was postponed.
     #[must_use]
     pub fn retry_at_ms(&self) -> Option<u64> {
         self.retry_at_ms
     }
 
-    /// Up to where the peer has given what it would, once everything before `size` has been looked at in this round.
+    /// Returns up to which index the peer has provided everything it is willing to provide; `None`
+    /// until this round has scanned everything before `size`.
     #[must_use]
     pub fn settled(&self, size: u64) -> Option<u64> {
         (self.cursor >= size).then(|| self.dropped_from.map_or(size, |first| first.min(size)))
@@ -189,7 +206,7 @@ impl BackfillState {
         self.full_from = self.full_to;
     }
 
-    /// The first ranges from the cursor on that are worth asking for.
+    /// Returns the first ranges from the cursor on that are worth requesting.
     fn find<E>(
         &mut self,
         settled: u64,
@@ -222,7 +239,8 @@ impl BackfillState {
                     | Undisclosed::Unfollowed
                     | Undisclosed::TooLarge
                     | Undisclosed::NotUnderstood => Some(range.start.max(full.start)..range.end.min(full.end)),
-                    // Nobody has it any more; or it is not ours, and was sent to us all the same.
+                    // Purged: nobody holds it any more. Excluded: it is not for this member,
+                    // although the peer sent it.
                     Undisclosed::Purged | Undisclosed::Excluded => None,
                 }
                 .filter(|range| !range.is_empty())
@@ -264,7 +282,7 @@ mod tests {
             self.size += 1;
         }
 
-        /// Asks, and is given nothing.
+        /// Sends the next request, if any, and responds to it with no content.
         fn request(&mut self, owner: bool) -> Vec<u64> {
             self.request_when(0, owner)
         }
@@ -289,7 +307,8 @@ mod tests {
         assert!(case.request(true).is_empty());
         case.now_ms = 5_000;
         assert!(case.request(true).is_empty(), "the owner withheld it");
-        // The owner is away, and a relay says that the next one is not for us; then the owner itself says so of a third.
+        // The owner is unreachable and a relay withholds entry 1; then the owner itself withholds
+        // entry 2.
         case.push(Undisclosed::Withheld);
         assert_eq!(case.request(true), [1]);
         case.push(Undisclosed::Withheld);
@@ -338,7 +357,7 @@ mod tests {
         assert!(case.request(true).is_empty());
         case.push(Undisclosed::Excluded);
         case.push(Undisclosed::NotHeld);
-        // Two batches become durable together: each tells of its own entries only.
+        // Two batches become durable together; each covers its own entries only.
         case.requested.on_batch(0, 1, 0);
         case.requested.on_batch(1, 2, 1);
         assert!(case.request(true).is_empty(), "its batch has just marked the entry as not held");

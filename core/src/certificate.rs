@@ -1,8 +1,10 @@
-//! Whether a certificate is fit for everything that it is used for here.
+//! Decides whether a certificate is fit for its purpose in the exchange.
 //!
-//! In scope: what a certificate says of itself: key, basic constraints, key usages, name constraints, critical extensions, validity (RFC
-//! 5280 section 4.2, X509-SVID section 4). One judge for all who ask: nodes of their own certificate and of a peer's, governors of
-//! authorities, the command line. Out of scope: whom it names, who signed it and how, and whether it was revoked (transport).
+//! In scope: the certificate's own content: key, basic constraints, key usages, name constraints,
+//! critical extensions, validity (RFC 5280 section 4.2, X509-SVID section 4). All callers share
+//! these checks: nodes for their own certificate and for a peer's, governors for authorities, and
+//! the command line. Out of scope: the name in it, its issuer's signature, and revocation
+//! (transport).
 
 use std::fmt;
 
@@ -28,21 +30,22 @@ const LABEL: &str = "CERTIFICATE";
 const RSA_BITS_MIN: usize = 2_048;
 /// Largest RSA key that our TLS library verifies with, in bits.
 const RSA_BITS_MAX: usize = 8_192;
-/// Bytes of an address with its mask in a name constraint (RFC 5280 section 4.2.1.10): IPv4 and IPv6.
+/// Bytes of an address with its mask in a name constraint (RFC 5280 section 4.2.1.10): IPv4 and
+/// IPv6.
 const MASKED_ADDRESS_BYTES: [usize; 2] = [8, 32];
 
-/// What a certificate is used for.
+/// Purpose of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Signs certificates and revocation lists of a member.
     Authority,
-    /// Shown by a node: it accepts connections and dials.
+    /// Presented by a node, which accepts connections and dials.
     Node,
-    /// Shown by a person or system, which only dials.
+    /// Presented by a person or system, which only dials.
     Client,
 }
 
-/// Seconds of Unix time from which and until which a certificate is valid.
+/// Period of validity of a certificate, in Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     /// First second.
@@ -52,14 +55,17 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// The same, begun so many seconds earlier: for clocks that differ.
+    /// Returns the period with its start moved this many seconds earlier, to tolerate clock
+    /// differences.
     #[must_use]
     pub fn with_skew(self, seconds: i64) -> Self {
         Self { not_before: self.not_before.saturating_sub(seconds), ..self }
     }
 
+    /// Checks that `now`, in Unix seconds, is within the period.
+    ///
     /// # Errors
-    /// [`Unfit`] if `now`, in Unix seconds, is outside.
+    /// [`Unfit`] if it is outside.
     pub fn at(self, now: i64) -> Result<(), Unfit> {
         match now {
             _ if now > self.not_after => Err(Unfit::Expired { not_after: self.not_after }),
@@ -72,10 +78,10 @@ impl Validity {
 /// Why a certificate is not fit for its purpose.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
-    /// No PEM certificate, or not DER.
+    /// No certificate in the PEM, or invalid DER.
     #[error("it contains no readable certificate")]
     Unreadable,
-    /// An extension that cannot be read, or that is there twice.
+    /// An extension is malformed or duplicated.
     #[error("its extensions cannot be read: {0}")]
     Extensions(String),
     /// A critical extension that our verifier does not process.
@@ -83,45 +89,45 @@ pub enum Unfit {
         "its extension {0} is critical, which no extension may be but basic constraints, key usage, extended key usage, name constraints, subject alternative name, CRL distribution points and certificate timestamps"
     )]
     Critical(String),
-    /// Signed with an algorithm that our verifier does not know.
+    /// A signature algorithm that our verifier does not support.
     #[error("it is signed with {0}, not with RSA, ECDSA or Ed25519 and SHA-256, SHA-384 or SHA-512")]
     SignatureAlgorithm(String),
-    /// An authority that names itself as its issuer, with a signature that is not its own.
+    /// An authority that names itself as its issuer but is not signed by its own key.
     #[error("it names itself as its issuer, but its own key has not signed it")]
     OwnSignature,
-    /// An older X.509.
+    /// An X.509 version before 3.
     #[error("it is not an X.509 certificate of version 3")]
     Version,
-    /// A key that is not verified with.
+    /// A key type or size that is not supported.
     #[error("its key is not RSA of {RSA_BITS_MIN} to {RSA_BITS_MAX} bits, ECDSA on P-256, P-384 or P-521, or Ed25519")]
     Key,
-    /// An authority that may not certify.
+    /// The certificate of an authority lacks CA true.
     #[error("it is not an authority's: its basic constraints do not have CA true")]
     NotAuthority,
-    /// An authority where a node's or a person's certificate is needed.
+    /// An authority's certificate where a node's or a person's is needed.
     #[error("it is an authority's: its basic constraints have CA true")]
     IsAuthority,
-    /// A key usage that is needed is missing.
+    /// A required key usage is missing.
     #[error("its key usage does not have {0}")]
     NoKeyUsage(&'static str),
     /// A key usage that only an authority may have.
     #[error("its key usage has {0}, which only an authority's may have")]
     KeyUsage(&'static str),
-    /// An extended key usage that is needed is missing.
+    /// A required extended key usage is missing.
     #[error("its extended key usage does not have {0}")]
     NoExtendedKeyUsage(&'static str),
-    /// Name constraints that no certificate of a member can meet at our verifier.
+    /// Name constraints that no certificate of a member can satisfy at our verifier.
     #[error(
         "its name constraints are on {0}, which are not supported: every certificate that it signs would be rejected"
     )]
     NameConstraints(&'static str),
-    /// It is over.
+    /// The period of validity has ended.
     #[error("it expired on {}", Utc(*.not_after))]
     Expired {
         /// Last second, Unix time.
         not_after: i64,
     },
-    /// It has not begun.
+    /// The period of validity has not begun.
     #[error("it is not valid before {}", Utc(*.not_before))]
     NotYetValid {
         /// First second, Unix time.
@@ -129,7 +135,8 @@ pub enum Unfit {
     },
 }
 
-/// Judges a DER certificate. Its validity is returned for the caller to compare with the time that matters to it.
+/// Checks a DER certificate. Returns its period of validity, which the caller compares with the
+/// time it needs.
 ///
 /// # Errors
 /// [`Unfit`] with the first reason found.
@@ -157,7 +164,7 @@ pub fn check(der: &[u8], purpose: Purpose) -> Result<Validity, Unfit> {
     Ok(Validity { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
 }
 
-/// As [`check`], for the first certificate of a PEM text.
+/// Like [`check`], for the first certificate of a PEM text.
 ///
 /// # Errors
 /// See [`check`].
@@ -165,7 +172,7 @@ pub fn check_pem(text: &str, purpose: Purpose) -> Result<Validity, Unfit> {
     check(&first_der(text).ok_or(Unfit::Unreadable)?, purpose)
 }
 
-/// The DER of the first certificate of a PEM text, which may begin with a byte order mark.
+/// Returns the DER of the first certificate of a PEM text, which may begin with a byte order mark.
 #[must_use]
 pub fn first_der(text: &str) -> Option<Vec<u8>> {
     let text = text.trim_start().trim_start_matches('\u{feff}');
@@ -173,7 +180,8 @@ pub fn first_der(text: &str) -> Option<Vec<u8>> {
     (pem.label == LABEL).then_some(pem.contents)
 }
 
-/// RFC 5280 section 4.2: a certificate is refused for a critical extension that is not processed. These are what the verifier
+/// Checks critical extensions. RFC 5280 section 4.2 requires a verifier to reject a certificate
+/// with a critical extension that it does not process. The list holds those that the verifier
 /// (rustls-webpki) processes; policies and TLS features are not among them.
 fn check_critical(certificate: &X509Certificate<'_>) -> Result<(), Unfit> {
     let processed = [
@@ -196,7 +204,7 @@ fn unreadable(error: &dyn fmt::Display) -> Unfit {
     Unfit::Extensions(error.to_string())
 }
 
-/// Whether signatures by it are verified (rustls-webpki with aws-lc-rs).
+/// Checks that the verifier (rustls-webpki with aws-lc-rs) supports signatures by this key.
 fn check_key(key: &SubjectPublicKeyInfo<'_>) -> Result<(), Unfit> {
     let algorithm = &key.algorithm.algorithm;
     let fit = if *algorithm == OID_PKCS1_RSAENCRYPTION {
@@ -223,8 +231,9 @@ fn check_constraints(certificate: &X509Certificate<'_>, purpose: Purpose) -> Res
     }
 }
 
-/// Every certificate of a member has a URI and a subject; the verifier (rustls-webpki) refuses both wherever their kind is constrained.
-/// Constraints on host names and addresses can be met, and judge only certificates that have some.
+/// Checks name constraints. Every certificate of a member has a URI and a subject, and the verifier
+/// (rustls-webpki) rejects both if their type is constrained. Constraints on host names and
+/// addresses can be satisfied, and apply only to certificates that have some.
 fn check_name_constraints(constraints: &NameConstraints<'_>) -> Result<(), Unfit> {
     let subtrees = [&constraints.permitted_subtrees, &constraints.excluded_subtrees];
     for subtree in subtrees.into_iter().flatten().flatten() {
@@ -256,8 +265,9 @@ fn check_key_usage(certificate: &X509Certificate<'_>, purpose: Purpose) -> Resul
     }
 }
 
-/// Where the extension is absent, every use is allowed (RFC 5280 section 4.2.1.12). `anyExtendedKeyUsage` allows nothing in a node's or a
-/// person's certificate: our verifier does not count it.
+/// Checks the extended key usage. Without the extension every use is allowed (RFC 5280 section
+/// 4.2.1.12). In a node's or a person's certificate `anyExtendedKeyUsage` allows nothing, because
+/// our verifier ignores it.
 fn check_extended_key_usage(certificate: &X509Certificate<'_>, purpose: Purpose) -> Result<(), Unfit> {
     let Some(usage) = certificate.extended_key_usage().map_err(|error| unreadable(&error))? else { return Ok(()) };
     let any = purpose == Purpose::Authority && usage.value.any;
@@ -270,7 +280,7 @@ fn check_extended_key_usage(certificate: &X509Certificate<'_>, purpose: Purpose)
     }
 }
 
-/// Unix seconds as people write them.
+/// Unix seconds, displayed as a date and time.
 struct Utc(i64);
 
 impl fmt::Display for Utc {
@@ -288,11 +298,13 @@ mod tests {
     use super::*;
 
     const AUTHORITY: &str = include_str!("roster/vectors/authority.pem");
-    /// Object identifiers below 2.5.29, DER: key usage, which the authority has as critical, and subject key identifier, which it has not.
+    /// Object identifiers below 2.5.29, DER: key usage, which is critical in the authority's
+    /// certificate, and subject key identifier, which is not.
     const KEY_USAGE: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 15];
     const KEY_IDENTIFIER: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 14];
 
-    /// The authority with another extension in the place of one that it has. Its signature, which is not looked at here, is wrong then.
+    /// Returns the authority's certificate with one extension's identifier replaced. This breaks
+    /// its signature, which these tests do not check.
     fn renamed(extension: [u8; 5], arc: u8) -> Vec<u8> {
         let mut der = first_der(AUTHORITY).unwrap();
         let places: Vec<usize> = (0..der.len()).filter(|at| der[*at..].starts_with(&extension)).collect();
@@ -304,7 +316,8 @@ mod tests {
     #[test]
     fn critical_extension_that_the_verifier_does_not_process_is_named() {
         assert!(check_pem(AUTHORITY, Purpose::Authority).is_ok());
-        // Private, issuer alternative name, certificate policies, policy mappings, policy constraints, inhibit anyPolicy.
+        // Private, issuer alternative name, certificate policies, policy mappings, policy
+        // constraints, inhibit anyPolicy.
         for arc in [99, 18, 32, 33, 36, 54] {
             for purpose in [Purpose::Authority, Purpose::Node, Purpose::Client] {
                 let unfit = check(&renamed(KEY_USAGE, arc), purpose).unwrap_err();
@@ -312,7 +325,7 @@ mod tests {
                 assert!(unfit.to_string().contains("critical"), "{unfit}");
             }
         }
-        // What is not critical may be unknown.
+        // Extensions that are not critical may be unknown.
         assert!(check(&renamed(KEY_IDENTIFIER, 99), Purpose::Authority).is_ok());
     }
 }

@@ -1,7 +1,7 @@
 //! Envelopes: the exact bytes of one bulletin.
 //!
-//! In scope: reading them within bounds, their digest, and writing them once. Out of scope: what header and body mean
-//! ([`crate::bulletin`]). Nothing here re-encodes what was read.
+//! In scope: decoding within bounds, the digest, and encoding once. Out of scope: the meaning of
+//! header and body ([`crate::bulletin`]). Nothing here re-encodes decoded bytes.
 
 use bytes::{BufMut, Bytes};
 use prost::Message;
@@ -14,12 +14,12 @@ use crate::limits::{
 };
 use crate::proto;
 
-/// The form and version of payload that this version writes: an encoded [`proto::Body`].
+/// Form and version of the payload that this version writes: an encoded [`proto::Body`].
 pub const PAYLOAD_TYPE: &str = "barid.body/1";
-/// Bytes of the salt.
+/// Length of the salt, in bytes.
 pub const SALT_BYTES: usize = 16;
 
-/// Bytes that are not an envelope, or not one that this version can read. Its sender's fault.
+/// Bytes that are not an envelope, or not one that this version can read. The sender's fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
     /// More than [`ENVELOPE_BYTES_MAX`].
@@ -31,13 +31,14 @@ pub enum EnvelopeError {
     /// More than [`AUTHOR_SIGNATURES_MAX`].
     #[error("the envelope has more than {AUTHOR_SIGNATURES_MAX} author signatures")]
     TooManySignatures,
-    /// Not protocol buffers of the expected form.
+    /// Invalid protocol buffers.
     #[error("the {0} is malformed")]
     Malformed(&'static str),
     /// More than [`BODY_FIELDS_MAX`].
     #[error("the body has more than {BODY_FIELDS_MAX} fields")]
     TooManyFields,
-    /// A payload in a form that this version does not know; it is kept and forwarded.
+    /// A payload of a form that this version does not know. Such an envelope is stored and
+    /// forwarded.
     #[error("the payload has the unknown form `{0}`")]
     UnknownPayload(String),
 }
@@ -49,7 +50,7 @@ pub struct Parts<'a> {
     pub header: &'a [u8],
     /// Form and version of the payload.
     pub payload_type: &'a str,
-    /// What the bulletin says.
+    /// The encoded body.
     pub payload: &'a [u8],
     /// Makes the digest unguessable.
     pub salt: &'a [u8],
@@ -57,16 +58,18 @@ pub struct Parts<'a> {
     pub signatures: usize,
 }
 
-/// SHA-256 of the exact bytes: the record that the feed's tree holds.
+/// Returns the SHA-256 of the exact bytes, which is the record in the feed's tree.
 #[must_use]
 pub fn digest(envelope: &[u8]) -> Digest {
     Digest(Sha256::digest(envelope).into())
 }
 
-/// The envelope's parts, without copying. As protocol buffers ask, the last of several wins and unknown fields are passed over.
+/// Returns the envelope's parts without copying. As protocol buffers require, the last of repeated
+/// fields wins and unknown fields are skipped.
 ///
 /// # Errors
-/// [`EnvelopeError`] if a bound is passed or the outer form is malformed; header and payload are not looked into.
+/// [`EnvelopeError`] if a bound is exceeded or the outer form is malformed. Header and payload are
+/// not decoded.
 pub fn parts(envelope: &[u8]) -> Result<Parts<'_>, EnvelopeError> {
     if envelope.len() > ENVELOPE_BYTES_MAX {
         return Err(EnvelopeError::TooLarge(envelope.len()));
@@ -94,7 +97,8 @@ pub fn parts(envelope: &[u8]) -> Result<Parts<'_>, EnvelopeError> {
 
 const MALFORMED: EnvelopeError = EnvelopeError::Malformed("envelope");
 
-/// The fields of one message in wire order: tag, and the value if it is length-delimited. Ends after an error.
+/// Iterates over the fields of one message in wire order: tag, and the value if it is
+/// length-delimited. Ends after an error.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
@@ -127,7 +131,8 @@ impl<'a> Fields<'a> {
 }
 
 impl Parts<'_> {
-    /// Whether the payload can be decoded within bounds. Two wire bytes can become a hundred in memory, so fields are counted first.
+    /// Checks that the payload can be decoded within bounds. Fields are counted first, because two
+    /// bytes on the wire can become a hundred in memory.
     ///
     /// # Errors
     /// [`EnvelopeError::UnknownPayload`], or [`EnvelopeError::TooManyFields`].
@@ -135,7 +140,8 @@ impl Parts<'_> {
         if self.payload_type != PAYLOAD_TYPE {
             return Err(EnvelopeError::UnknownPayload(self.payload_type.chars().take(NAME_BYTES_MAX).collect()));
         }
-        // Body's fields 4 to 7 and its content arms from 20 on are messages; lists within lists go no deeper than their fields.
+        // Fields 4 to 7 of Body and its content arms from 20 on are messages. Lists are not nested
+        // deeper than the fields of these messages.
         let is_message = |tag: u32| (4..=7).contains(&tag) || tag >= 20;
         let mut count = 0;
         for (tag, value) in Fields(self.payload).map_while(Result::ok) {
@@ -151,7 +157,7 @@ impl Parts<'_> {
     }
 }
 
-/// The envelope as a message, whose byte fields share `envelope`'s memory.
+/// Decodes the envelope as a message whose byte fields share `envelope`'s memory.
 ///
 /// # Errors
 /// As [`parts`].
@@ -160,25 +166,25 @@ pub fn decode(envelope: &Bytes) -> Result<proto::Envelope, EnvelopeError> {
     proto::Envelope::decode(envelope.clone()).map_err(|_| EnvelopeError::Malformed("envelope"))
 }
 
-/// The header of an envelope.
+/// Decodes the header of an envelope. Its values are not validated.
 ///
 /// # Errors
-/// As [`parts`], or a malformed header. What it says may still be nonsense.
+/// As [`parts`], or a malformed header.
 pub fn header_of(envelope: &[u8]) -> Result<proto::Header, EnvelopeError> {
     proto::Header::decode(parts(envelope)?.header).map_err(|_| EnvelopeError::Malformed("header"))
 }
 
-/// The body of an envelope.
+/// Decodes the body of an envelope.
 ///
 /// # Errors
-/// As [`parts`], a malformed or overfull body, or a payload in a form that this version does not know.
+/// As [`parts`], a malformed body, one with too many fields, or a payload of an unknown form.
 pub fn body_of(envelope: &[u8]) -> Result<proto::Body, EnvelopeError> {
     let parts = parts(envelope)?;
     parts.check_payload()?;
     proto::Body::decode(parts.payload).map_err(|_| EnvelopeError::Malformed("body"))
 }
 
-/// Writes an envelope: exactly the bytes that encoding [`proto::Envelope`] gives, in one allocation.
+/// Encodes an envelope in one allocation. The bytes equal the encoding of [`proto::Envelope`].
 #[must_use]
 pub fn encode(header: &proto::Header, body: &proto::Body, salt: [u8; SALT_BYTES]) -> Bytes {
     let (header_len, body_len) = (header.encoded_len(), body.encoded_len());
@@ -284,7 +290,7 @@ mod tests {
                     prop_assert_eq!(ours.payload, theirs.payload.as_ref());
                     prop_assert_eq!(ours.salt, theirs.salt.as_ref());
                 }
-                // A malformed author signature is only noticed by the generated code.
+                // Only the generated code detects a malformed author signature.
                 Err(_) => { let _ = decode(&bytes.into()); }
             }
         }

@@ -1,6 +1,7 @@
-//! Names that everything else is told by: members, the exchange, feeds, digests.
+//! Identifiers used everywhere: members, the exchange, feeds, digests.
 //!
-//! In scope: parsing and printing. Out of scope: who is a member (the roster) and what a feed holds.
+//! In scope: parsing and printing. Out of scope: which members exist (the roster) and the content
+//! of feeds.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,32 +9,35 @@ use std::sync::Arc;
 
 use crate::bulletin::countries::is_alpha2;
 
-/// A participant of the exchange: an ISO 3166-1 alpha-2 code in lower case (`ma`), or `x-` and a name of 2 to 32 letters, digits and
-/// hyphens for an organisation (`x-au`). It is read by its form: ISO assigns and withdraws codes, and what was signed stays readable. Who
-/// becomes a member has a code that [is assigned](Member::is_assigned). Cheap to clone.
+/// A participant of the exchange: an ISO 3166-1 alpha-2 code in lower case (`ma`), or `x-` and a
+/// name of 2 to 32 letters, digits and hyphens for an organisation (`x-au`). Cheap to clone.
+///
+/// Parsing checks the form only: ISO assigns and withdraws codes, and signed data must stay
+/// readable. A new member needs a code that [is assigned](Member::is_assigned).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Member(Arc<str>);
 
-/// The name of the whole federation: a DNS name in lower case such as `rabat.example`.
+/// Name of the whole federation: a DNS name in lower case such as `rabat.example`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ExchangeName(Arc<str>);
 
-/// One epoch of one member's feed. Printed as its C2SP origin and key name: `ma.rabat.example/feed/1`.
+/// One epoch of one member's feed. Printed as its C2SP origin and key name:
+/// `ma.rabat.example/feed/1`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FeedId {
-    /// Whose feed.
+    /// The feed's owner.
     pub member: Member,
-    /// In which exchange.
+    /// The exchange.
     pub exchange: ExchangeName,
     /// Epoch, from 1.
     pub epoch: u32,
 }
 
-/// A name that is not one.
+/// Text that is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} `{value}` is not {expected}")]
 pub struct NameError {
-    /// What was read: "member", "exchange", "feed".
+    /// Type of name: "member", "exchange", "feed".
     pub what: &'static str,
     /// The text found, cut at 80 characters.
     pub value: String,
@@ -48,7 +52,7 @@ impl NameError {
 }
 
 impl Member {
-    /// The code as text.
+    /// Returns the code as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -56,7 +60,7 @@ impl Member {
 }
 
 impl Member {
-    /// Whether it is an organisation, or a country to which ISO 3166-1 assigns its code.
+    /// Returns whether it is an organisation, or a country to which ISO 3166-1 assigns its code.
     #[must_use]
     pub fn is_assigned(&self) -> bool {
         self.0.starts_with("x-") || is_alpha2(&self.0.to_ascii_uppercase())
@@ -64,7 +68,7 @@ impl Member {
 }
 
 impl ExchangeName {
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -72,19 +76,20 @@ impl ExchangeName {
 }
 
 impl FeedId {
-    /// Epoch `epoch` of `member`'s feed.
+    /// Returns epoch `epoch` of `member`'s feed.
     #[must_use]
     pub fn new(member: Member, exchange: ExchangeName, epoch: u32) -> Self {
         Self { member, exchange, epoch }
     }
 
-    /// `<member>.<exchange>/mirror`, the key name of `member`'s cosignatures (C2SP tlog-cosignature).
+    /// Returns `<member>.<exchange>/mirror`, the key name of `member`'s cosignatures (C2SP
+    /// tlog-cosignature).
     #[must_use]
     pub fn mirror_key_name(member: &Member, exchange: &ExchangeName) -> String {
         format!("{member}.{exchange}/mirror")
     }
 
-    /// `<member>.<exchange>/custody`, the key name of `member`'s custody notes.
+    /// Returns `<member>.<exchange>/custody`, the key name of `member`'s custody notes.
     #[must_use]
     pub fn custody_key_name(member: &Member, exchange: &ExchangeName) -> String {
         format!("{member}.{exchange}/custody")
@@ -120,7 +125,7 @@ impl FromStr for ExchangeName {
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };
-        // RFC 3696 §2: a last label of digits alone would make it an address.
+        // RFC 3696 §2: a last label of digits only would make it an IP address.
         let address = text.rsplit('.').next().is_none_or(|last| last.bytes().all(|b| b.is_ascii_digit()));
         if text.len() <= 200 && text.contains('.') && text.split('.').all(label) && !address {
             Ok(Self(text.into()))
@@ -185,8 +190,9 @@ impl fmt::Debug for FeedId {
     }
 }
 
-/// Whether a character ends a paragraph (U+2028, U+2029) or embeds, overrides or isolates the direction of text (Unicode Standard
-/// Annex #9): with it a text rewrites what stands around it.
+/// Returns whether a character ends a paragraph (U+2028, U+2029) or embeds, overrides or isolates
+/// the direction of text (Unicode Standard Annex #9). Such a character changes how the surrounding
+/// text is displayed.
 #[must_use]
 pub fn is_bidi_control(c: char) -> bool {
     matches!(c, '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
@@ -196,7 +202,7 @@ pub fn is_bidi_control(c: char) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Hash(pub [u8; 32]);
 
-/// SHA-256 of an envelope's exact bytes: the record that a feed's tree holds.
+/// SHA-256 of an envelope's exact bytes: the record in a feed's tree.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 32]);
 
@@ -224,29 +230,31 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Why a node holds an entry as a digest only. Words as on the wire (`DigestRun.reason`).
+/// Why a node holds only the digest of an entry. Codes as on the wire (`DigestRun.reason`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Undisclosed {
-    /// The sender says that we are not in the audience.
+    /// According to the sender, this member is not in the audience.
     Withheld,
-    /// We did not ask for its topic.
+    /// This member did not request its topic.
     Unfollowed,
-    /// The sender had no content itself.
+    /// The sender did not hold the content itself.
     NotHeld,
-    /// Erased by age or order.
+    /// Erased because of its age or by order.
     Purged,
-    /// It was sent to us though we are not in its audience; the content was dropped on receipt.
+    /// It was sent to this member, which is not in its audience; the content was dropped on
+    /// receipt.
     Excluded,
-    /// It was sent to us and is larger than what we take in full.
+    /// It was sent, but is larger than this version accepts in full.
     TooLarge,
-    /// It was sent to us and its header cannot be read or is not understood here, so that nobody here may read it.
+    /// It was sent, but its header cannot be decoded or is not understood, so nobody here may read
+    /// it.
     NotUnderstood,
-    /// A reason that the sender gave in a word not known here.
+    /// The sender gave a reason that this version does not know.
     Unknown,
 }
 
 impl Undisclosed {
-    /// All reasons with their words and the number that stands for them on disk.
+    /// All reasons with their codes and their numbers on disk.
     pub const ALL: [(Self, &'static str, u8); 8] = [
         (Self::Withheld, "withheld", 1),
         (Self::Unfollowed, "unfollowed", 2),
@@ -258,26 +266,27 @@ impl Undisclosed {
         (Self::Unknown, "unknown", 8),
     ];
 
-    /// The word on the wire.
+    /// Returns the code on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(reason, ..)| *reason == self).map_or("unknown", |(_, code, _)| code)
     }
 
-    /// The number on disk; 0 is never used, it means disclosed.
+    /// Returns the number on disk. 0 is never used; it means disclosed.
     #[must_use]
     pub fn number(self) -> u8 {
         Self::ALL.iter().find(|(reason, ..)| *reason == self).map_or(8, |(.., number)| *number)
     }
 
-    /// From the wire; a word that is not known, or that a receiver only says of itself, stops nothing.
+    /// Parses a code from the wire. An unknown code, or one that only receivers use locally, gives
+    /// [`Self::Unknown`] instead of an error.
     #[must_use]
     pub fn from_code(code: &str) -> Self {
         let sent = [Self::Withheld, Self::Unfollowed, Self::NotHeld, Self::Purged];
         sent.into_iter().find(|reason| reason.as_str() == code).unwrap_or(Self::Unknown)
     }
 
-    /// From disk.
+    /// Returns the reason with this number on disk.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.iter().find(|(.., known)| *known == number).map(|(reason, ..)| *reason)
@@ -294,7 +303,7 @@ mod tests {
         for good in ["ma", "ly", "tn", "ne", "gb", "gr", "ss", "x-au", "x-interpol-2", "x-un"] {
             assert!(assigned(good), "{good}");
         }
-        // Reserved, withdrawn, left to users, never assigned; and no code at all.
+        // Reserved, withdrawn, user-assigned, never assigned, and strings that are not codes.
         for bad in [
             "uk", "el", "eu", "un", "ac", "an", "su", "yu", "tp", "xk", "zz", "aa", "xx", "qq", "MA", "Ma", "m", "mar",
             "", "é", "x-", "x-a", "x--a", "x-a-", "X-au", "x-é",

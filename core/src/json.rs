@@ -1,9 +1,11 @@
-//! The JSON mapping of protocol buffers (protobuf.dev, "ProtoJSON Format"), by the messages' descriptors.
+//! The JSON mapping of protocol buffers (protobuf.dev, "ProtoJSON Format"), driven by message
+//! descriptors.
 //!
-//! In scope: reading and writing every message of `proto/barid/v1`. Where the mapping leaves a choice: a field that is given twice, under
-//! either of its names, is rejected, and so is an unknown one; a whole number is written although it is 0, since an index or a size of 0
-//! is a value. Out of scope: what a value means, and types that no message has (maps, floating point, well-known types other than
-//! `Timestamp`); a test fails when one gets them.
+//! In scope: reading and writing every message of `proto/barid/v1`. Where the mapping leaves a
+//! choice, a duplicate field, under either of its names, is rejected; so is an unknown field. A
+//! whole number is written even if it is 0, since an index or a size of 0 is a value. Out of scope:
+//! the meaning of values, and types that no message has (maps, floating point, well-known types
+//! other than `Timestamp`); a test fails if a message gets one.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -29,10 +31,10 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 });
 
 const TIMESTAMP: &str = "google.protobuf.Timestamp";
-/// Here a number of 0 is an absent one: format and roster version count from 1.
+/// In this message a number of 0 means absent: format and roster version count from 1.
 const ZERO_IS_ABSENT: &str = "barid.v1.Header";
 
-/// The descriptor of a message, by its full name such as `barid.v1.Header`.
+/// Returns the descriptor of a message, by its full name such as `barid.v1.Header`.
 ///
 /// # Panics
 /// If `proto/barid/v1` has no such message.
@@ -47,7 +49,7 @@ pub(crate) fn read<'de, M: Message + Default, D: Deserializer<'de>>(name: &str, 
     message.transcode_to().map_err(D::Error::custom)
 }
 
-/// Writes a message; one that JSON cannot express is an error.
+/// Writes a message. A message that JSON cannot represent is an error.
 pub(crate) fn write<M: Message, S: Serializer>(message: &M, name: &str, to: S) -> Result<S::Ok, S::Error> {
     let message = DynamicMessage::decode(descriptor(name), message.encode_to_vec().as_slice());
     let mut notes = Vec::new();
@@ -81,7 +83,7 @@ impl<'de> Visitor<'de> for MessageSeed<'_> {
         let mut given = BTreeSet::new();
         while let Some(key) = map.next_key::<String>()? {
             let field = self.0.get_field_by_json_name(&key).or_else(|| self.0.get_field_by_name(&key));
-            // Rejected where the value stands, so that the error's path ends with the name.
+            // Rejected at the value, so that the path of the error ends with the field name.
             let Some(field) = field else {
                 let names: Vec<String> = self.0.fields().map(|field| format!("`{}`", field.json_name())).collect();
                 let names = names.join(", ");
@@ -100,7 +102,7 @@ impl<'de> Visitor<'de> for MessageSeed<'_> {
     }
 }
 
-/// Passes over the next value and gives the error that it is rejected with.
+/// Skips the next value and returns the error with which it is rejected.
 fn rejected<'de, A: MapAccess<'de>>(map: &mut A, reason: String) -> A::Error {
     match map.next_value_seed(Rejected(reason)) {
         Ok(never) => match never {},
@@ -119,10 +121,10 @@ impl<'de> DeserializeSeed<'de> for Rejected {
     }
 }
 
-/// Reads the value of one field; `null` is absent.
+/// Reads the value of one field; `null` means absent.
 struct FieldSeed<'a> {
     field: &'a FieldDescriptor,
-    /// The arm of its oneof that has a value already.
+    /// The arm of the same oneof that already has a value.
     rival: Option<FieldDescriptor>,
 }
 
@@ -161,7 +163,7 @@ impl<'de> Visitor<'de> for FieldSeed<'_> {
     }
 }
 
-/// Reads an array; its items are of one kind and none is `null`.
+/// Reads an array. All items have one kind, and none is `null`.
 struct List<'a>(&'a Kind);
 
 impl<'de> Visitor<'de> for List<'_> {
@@ -267,7 +269,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
 }
 
 impl ValueSeed<'_> {
-    /// The number as this kind holds it.
+    /// Returns the number as a value of this kind.
     fn whole<E: serde::de::Error>(self, number: i128, found: Unexpected<'_>) -> Result<Value, E> {
         let value = match self.0 {
             Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => number.try_into().map(Value::I32).ok(),
@@ -281,22 +283,22 @@ impl ValueSeed<'_> {
     }
 }
 
-/// The whole number that a floating-point one is: `412.0`, `1e3`.
+/// Returns the whole number equal to a floating-point number: `412.0`, `1e3`.
 fn whole_float(number: f64) -> Option<i128> {
-    // Beyond this no field holds it.
+    // No field can hold a larger number.
     const MAX: f64 = 18_446_744_073_709_551_616.0;
     #[allow(clippy::cast_possible_truncation, reason = "whole and within the range of i128")]
     (number.fract() == 0.0 && number.abs() <= MAX).then_some(number as i128)
 }
 
-/// The whole number that a text writes as JSON writes numbers.
+/// Parses a whole number in JSON notation.
 fn number(text: &str) -> Option<i128> {
     let number: serde_json::Number = text.parse().ok()?;
     let whole = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
     whole.or_else(|| whole_float(number.as_f64()?))
 }
 
-/// Base64 in the standard or the URL alphabet, with or without padding.
+/// Decodes base64 in the standard or the URL alphabet, with or without padding.
 fn bytes(text: &str) -> Option<Vec<u8>> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
@@ -305,8 +307,8 @@ fn bytes(text: &str) -> Option<Vec<u8>> {
     GeneralPurpose::new(alphabet, LENIENT).decode(text).ok()
 }
 
-/// RFC 3339 as ProtoJSON has it: `T` and `Z` in upper case, up to nine digits of a second, an offset. A leap second has no number in
-/// [`Timestamp`].
+/// Parses RFC 3339 as restricted by ProtoJSON: `T` and `Z` in upper case, up to nine fractional
+/// digits, an offset. Leap seconds are rejected, because [`Timestamp`] cannot represent them.
 fn instant(text: &str) -> Option<Timestamp> {
     let number = |range: std::ops::Range<usize>| -> Option<i64> {
         let digits = text.get(range).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
@@ -340,14 +342,14 @@ fn instant(text: &str) -> Option<Timestamp> {
     Time::from_proto(&timestamp).map(|_| timestamp)
 }
 
-/// Something in a message that its JSON does not express.
+/// Part of a message that its JSON cannot represent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// [`UNREPRESENTABLE`], [`UNKNOWN_FIELD`], or a reader's own.
+    /// [`UNREPRESENTABLE`], [`UNKNOWN_FIELD`], or a code of the caller.
     pub note: &'static str,
-    /// Path of the field, or of where its number stands: `header.sentAt`.
+    /// Path of the field, or the path with its number: `header.sentAt`.
     pub field: String,
-    /// What stands there.
+    /// The raw value.
     pub raw: String,
 }
 
@@ -356,7 +358,8 @@ pub const UNREPRESENTABLE: &str = "unrepresentable-field";
 /// A field that this version does not know, by its number.
 pub const UNKNOWN_FIELD: &str = "unknown-field";
 
-/// A message as a JSON object. What that cannot express is left out and noted; `path` is where the message stands.
+/// Returns a message as a JSON object. Parts that JSON cannot represent are omitted and added to
+/// `notes`. `path` is the path of the message.
 pub fn object(message: &DynamicMessage, path: &str, notes: &mut Vec<Note>) -> Map<String, Json> {
     let mut object = Map::new();
     for field in message.descriptor().fields().filter(|field| message.has_field(field) || zero_is_written(field)) {
@@ -376,7 +379,7 @@ fn value(value: &Value, kind: &Kind, path: &str, notes: &mut Vec<Note>) -> Optio
         (Value::Bool(value), _) => (*value).into(),
         (Value::I32(value), _) => (*value).into(),
         (Value::U32(value), _) => (*value).into(),
-        // Readers in JavaScript would round them.
+        // JavaScript would round them.
         (Value::I64(value), _) => value.to_string().into(),
         (Value::U64(value), _) => value.to_string().into(),
         (Value::String(value), _) => value.as_str().into(),
@@ -398,18 +401,18 @@ fn value(value: &Value, kind: &Kind, path: &str, notes: &mut Vec<Note>) -> Optio
             let item = |(n, item)| self::value(item, kind, &format!("{path}[{n}]"), notes).unwrap_or_default();
             items.iter().enumerate().map(item).collect()
         }
-        // A type that no message has.
+        // Types that no message has.
         _ => return None,
     })
 }
 
-/// The instant that a message is, if it is one; not necessarily one that can be.
+/// Returns the message as an instant if it is a `Timestamp`; it is not necessarily in range.
 #[must_use]
 pub fn timestamp(message: &DynamicMessage) -> Option<Timestamp> {
     if message.descriptor().full_name() == TIMESTAMP { message.transcode_to().ok() } else { None }
 }
 
-/// A time that is none, as it stands in the message.
+/// Returns the raw numbers of an instant that is out of range.
 #[must_use]
 pub fn raw_time(at: &Timestamp) -> String {
     format!("{} s {} ns", at.seconds, at.nanos)
@@ -419,7 +422,7 @@ fn below(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// Whether a number of 0 is written.
+/// Returns whether a number of 0 is written.
 #[must_use]
 pub fn zero_is_written(field: &FieldDescriptor) -> bool {
     let number = !matches!(field.kind(), Kind::Bool | Kind::String | Kind::Bytes | Kind::Enum(_) | Kind::Message(_));

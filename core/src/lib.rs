@@ -1,7 +1,8 @@
-//! What is true in Barid.
+//! The deterministic core of Barid.
 //!
-//! In scope: bulletins, envelopes, feeds and their proofs, rosters, and the decisions of follower and provider. Out of scope:
-//! files, networks, clocks and randomness; where one of these matters it comes in as an argument.
+//! In scope: bulletins, envelopes, feeds and their proofs, rosters, and the decisions about
+//! following and serving feeds. Out of scope: files, networks, clocks and randomness; time and
+//! random bytes are arguments.
 
 pub mod backfill;
 pub mod bulletin;

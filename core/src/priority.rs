@@ -1,8 +1,10 @@
-//! The express lane: what of a feed overtakes its order, and how much of it.
+//! The priority lane: which entries of a feed are sent ahead of its order, and how many.
 //!
-//! In scope: which urgent entries a peer is sent ahead of the order, and in which turn ([`PriorityInFlight`], [`would_wait`]); whether one that came is
-//! held ([`admit`]); what a batch shows where an entry is held ([`first_conflict`], [`proven_by_batch`]). Out of scope: verifying one
-//! ([`crate::follow::verify_priority`]), who may read it ([`crate::serve::may_send_priority`]), the store, and the wire.
+//! In scope: which urgent entries are sent to a peer ahead of the order, and in which sequence
+//! ([`PriorityInFlight`], [`would_wait`]); whether a received entry is held ([`admit`]); how a
+//! batch relates to the entries held ([`first_conflict`], [`proven_by_batch`]). Out of scope:
+//! verifying an entry ([`crate::follow::verify_priority`]), who may read it
+//! ([`crate::serve::may_send_priority`]), the store, and the wire.
 
 use std::collections::BTreeMap;
 
@@ -14,44 +16,47 @@ use crate::ids::{Digest, FeedId, Hash};
 use crate::limits::{PRIORITY_BYTES_MAX, PRIORITY_ENTRIES_MAX, PRIORITY_OTHERS_BYTES_MAX, PRIORITY_OTHERS_MAX};
 use crate::proto;
 
-/// Entries that the next batch of a feed may be behind for it to be as fast as the express lane.
+/// Backlog of a feed, in entries, up to which its next batch is as fast as the priority lane.
 const BACKLOG_ENTRIES_MAX: u64 = 16;
 
-/// Before an entry that overtakes there is at least one that is less urgent for so many that are as urgent.
+/// An entry is sent ahead only if more than one less urgent entry precedes it per this many
+/// preceding entries of at least its urgency.
 const AS_URGENT_MAX: u64 = 8;
 
-/// How much may be ahead of the order. What is Actual and what is not have a room each: neither takes the other's.
+/// Limits on entries ahead of the order. Actual and other entries have separate limits; neither
+/// class uses the other's capacity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PriorityLimits {
-    /// For what is Actual.
+    /// For entries with status Actual.
     pub actual: ClassLimits,
-    /// For any other status.
+    /// For entries of any other status.
     pub others: ClassLimits,
 }
 
-/// How much of one sort.
+/// Limits of one priority class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClassLimits {
     /// Entries of one feed.
     pub entries_max: usize,
-    /// Envelope bytes on their way to one peer, of all feeds.
+    /// Envelope bytes in flight to one peer, of all feeds.
     pub bytes_max: usize,
 }
 
 impl PriorityLimits {
-    /// What a node has.
+    /// The limits of a node.
     pub const NODE: Self = Self {
         actual: ClassLimits { entries_max: PRIORITY_ENTRIES_MAX, bytes_max: PRIORITY_BYTES_MAX },
         others: ClassLimits { entries_max: PRIORITY_OTHERS_MAX, bytes_max: PRIORITY_OTHERS_BYTES_MAX },
     };
 
-    /// Whether one more has room beside `count` entries of a feed that are urgent in the same way.
+    /// Returns whether one more entry is allowed beside `count` entries of a feed in the same
+    /// class.
     #[must_use]
     pub fn has(&self, urgent: Priority, count: usize) -> bool {
         count < self.of(urgent).entries_max
     }
 
-    /// For what is urgent in this way.
+    /// Returns the limits of a class.
     #[must_use]
     pub fn of(&self, urgent: Priority) -> ClassLimits {
         match urgent {
@@ -63,39 +68,43 @@ impl PriorityLimits {
 
 // Sending.
 
-/// Whether entries of a feed up to `size` would wait for a backlog where `cursor` comes next and the line takes a batch (`has_room`) or not.
+/// Returns whether the entries of a feed up to `size` would wait behind a backlog. `cursor` is the
+/// index of the next entry to send, and `has_room` is whether the link accepts a batch now.
 #[must_use]
 pub fn would_wait(size: u64, cursor: u64, has_room: bool) -> bool {
     size.saturating_sub(cursor) > BACKLOG_ENTRIES_MAX || size > cursor && !has_room
 }
 
-/// How a feed is on its way to a peer.
+/// Progress of sending a feed to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Entries that are held here in order: what is held ahead of it goes on as it came.
+    /// Entries held here in order. An entry held ahead of the order is forwarded as it was
+    /// received.
     pub size: u64,
-    /// Entries that the peer has.
+    /// Entries that the peer has stored.
     pub stored: u64,
     /// Index of the next entry that is sent in order.
     pub cursor: u64,
 }
 
 impl Progress {
-    /// Whether an entry with so many at least as urgent before it overtakes enough for it to come sooner than in order.
+    /// Returns whether an entry arrives sooner ahead of the order than in it. `as_urgent` is the
+    /// number of preceding entries of at least its urgency.
     fn is_worth(&self, index: u64, as_urgent: usize) -> bool {
         let as_urgent = as_urgent as u64;
         index >= self.size || (index - self.stored).saturating_sub(as_urgent).saturating_mul(AS_URGENT_MAX) > as_urgent
     }
 
-    /// Whether the first urgent entries of one sort that the peer lacks follow each other so closely that those right behind them come no
-    /// later in order.
+    /// Returns whether the `first` urgent entries of one class that the peer lacks are so dense
+    /// that the next ones would arrive no later in order.
     #[must_use]
     pub fn is_dense(&self, first: &[u64]) -> bool {
         first.last().is_some_and(|last| !self.is_worth(*last, first.len() - 1))
     }
 
-    /// The urgent entries, as indices ascending from `stored` on, that are worth sending ahead of the order: those that are Actual, and the others.
-    /// Where nearly all is urgent nothing overtakes: it would come twice, and no sooner.
+    /// Returns the urgent entries that are worth sending ahead of the order, first Actual ones,
+    /// then the others. The arguments are indices, ascending from `stored` on. If nearly all
+    /// entries are urgent, none is sent ahead: it would be sent twice and arrive no sooner.
     #[must_use]
     pub fn overtaking(&self, actual: &[u64], others: &[u64]) -> [(Priority, Vec<u64>); 2] {
         let of = |indices: &[u64], as_urgent: &dyn Fn(usize, u64) -> usize| {
@@ -110,40 +119,41 @@ impl Progress {
     }
 }
 
-/// What was sent to one peer ahead of the order and has not been reached by it.
+/// Entries sent to one peer ahead of the order that the order has not reached.
 #[derive(Clone, Debug)]
 pub struct PriorityInFlight {
     limits: PriorityLimits,
-    /// By feed and index: how urgent, and the bytes; `None` for what is not for this peer.
+    /// By feed and index: priority class and bytes; `None` for an entry that is not for this peer.
     feeds: BTreeMap<FeedId, BTreeMap<u64, Option<(Priority, usize)>>>,
 }
 
 impl PriorityInFlight {
-    /// Nothing was sent.
+    /// Creates an empty state.
     #[must_use]
     pub fn new(limits: PriorityLimits) -> Self {
         Self { limits, feeds: BTreeMap::new() }
     }
 
-    /// The order has come to `stored` at the peer.
+    /// Records that the peer has stored the feed up to `stored`.
     pub fn reached(&mut self, feed: &FeedId, stored: u64) {
         let Some(sent) = self.feeds.get_mut(feed) else { return };
         *sent = sent.split_off(&stored);
     }
 
-    /// The peer follows these feeds, and no others.
+    /// Retains only the feeds that the peer follows.
     pub fn retain(&mut self, follows: impl Fn(&FeedId) -> bool) {
         self.feeds.retain(|feed, _| follows(feed));
     }
 
-    /// Whether an entry was sent, or is not for this peer.
+    /// Returns whether an entry was sent, or is not for this peer.
     #[must_use]
     pub fn has(&self, feed: &FeedId, index: u64) -> bool {
         self.feeds.get(feed).is_some_and(|sent| sent.contains_key(&index))
     }
 
-    /// The next frames, at most `frames_max`, of what `urgent` has of each feed and sort by ascending index: what is Actual first, then by feed in
-    /// turn. `frame` makes one; `None` if the entry is not for this peer.
+    /// Returns the next frames, at most `frames_max`. `urgent` holds the indices of each feed and
+    /// class, ascending. Actual entries go first, then feeds take turns. `frame` creates a frame,
+    /// or returns `None` if the entry is not for this peer.
     pub fn next<'a>(
         &mut self,
         urgent: impl IntoIterator<Item = (&'a FeedId, Priority, Vec<u64>)>,
@@ -153,7 +163,7 @@ impl PriorityInFlight {
         let mut planned = Vec::new();
         for (feed, urgent, indices) in urgent {
             let unsent = indices.into_iter().filter(|index| !self.has(feed, *index));
-            // Only the next frames are made of these.
+            // Bounds the work. Twice `frames_max`, because some entries are not for this peer.
             planned.extend(unsent.take(2 * frames_max).enumerate().map(|(turn, index)| ((urgent, turn), feed, index)));
         }
         planned.sort_by_key(|(turn, ..)| *turn);
@@ -165,7 +175,8 @@ impl PriorityInFlight {
             if !self.has_room(feed, urgent) {
                 continue;
             }
-            // Not looked at again where it is not for the peer: a later roster lets it come in order.
+            // An entry that is not for the peer is not considered again; if a later roster admits
+            // the peer, it arrives in order.
             let encoded = frame(feed, index);
             self.sent(feed, index, encoded.as_ref().map(|encoded| (urgent, encoded.envelope.len())));
             frames.extend(encoded);
@@ -178,7 +189,7 @@ impl PriorityInFlight {
         sent.filter(|(urgent, _)| *urgent == class).map(|(_, bytes)| bytes).sum()
     }
 
-    /// Whether one more of this sort may be sent.
+    /// Returns whether one more entry of this class may be sent.
     #[must_use]
     pub fn has_room(&self, feed: &FeedId, class: Priority) -> bool {
         let sent = self.feeds.get(feed).into_iter().flat_map(BTreeMap::values).flatten();
@@ -193,23 +204,25 @@ impl PriorityInFlight {
 
 // Receiving.
 
-/// What becomes of an entry that came ahead of the order.
+/// Decision about an entry received ahead of the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// It is held ahead of the order.
     Accept,
-    /// It is held so already.
+    /// The same entry is already held ahead of the order.
     Duplicate,
-    /// Another entry is held so at its index.
+    /// Another entry is held ahead of the order at its index.
     Conflict,
-    /// The feed has reached its index.
+    /// The feed has already reached its index.
     Stale,
-    /// As much as may be is held ahead of the order: it waits for its turn. Or it holds nothing.
+    /// The limit on entries ahead of the order is reached, or the entry has no content to hold. It
+    /// waits for its feed to reach it.
     Full,
 }
 
-/// Decides about an entry of a feed of which `size` are held in order, and ahead of it `count` that are urgent in the same way, and the digest
-/// `held_digest` at its index.
+/// Decides about a received priority entry. Of its feed, `size` entries are held in order and
+/// `count` entries of the same class ahead of the order; `held_digest` is the digest held ahead of
+/// the order at its index.
 #[must_use]
 pub fn admit(
     priority: &VerifiedPriority,
@@ -232,7 +245,8 @@ pub fn admit(
     }
 }
 
-/// The first index at which a batch has another entry than is held `out_of_order` of the order.
+/// Returns the first index at which a batch has another entry than the one held ahead of the order.
+/// `out_of_order` lists the entries held.
 #[must_use]
 pub fn first_conflict(batch: &VerifiedBatch, out_of_order: impl IntoIterator<Item = (u64, Digest)>) -> Option<u64> {
     out_of_order
@@ -241,8 +255,9 @@ pub fn first_conflict(batch: &VerifiedBatch, out_of_order: impl IntoIterator<Ite
         .map(|(index, _)| index)
 }
 
-/// The entry that a batch has at `index`, as its checkpoint proves it. `tree` is what is held of the feed, up to `size`; `pending` are the
-/// entries from there to the batch's first. `None` if `tree` cannot be read, or the batch has no such entry.
+/// Returns the entry of a batch at `index`, with its proof to the batch's checkpoint. `tree` is the
+/// tree held of the feed, up to `size`; `pending` are the entries between it and the batch. `None`
+/// if `tree` cannot be read, or the batch has no such entry.
 #[must_use]
 pub fn proven_by_batch<R: HashReader>(
     batch: &VerifiedBatch,
@@ -265,7 +280,7 @@ fn digest_in(batch: &VerifiedBatch, index: u64) -> Option<Digest> {
     batch.entries.get(place).map(|entry| entry.digest)
 }
 
-/// The tree held, with what is appended to it.
+/// The tree held, with further entries appended.
 struct AppendedTree<'a, R> {
     tree: &'a R,
     size: u64,
@@ -340,13 +355,13 @@ mod tests {
         let nearly: Vec<u64> = (100..200).filter(|index| index % 10 != 0).collect();
         let [(_, actual), _] = progress.overtaking(&nearly, &[]);
         assert!(actual.first() == Some(&111) && actual.last() == Some(&171), "{actual:?}");
-        // Every other one; what is on its way is not sent again.
+        // Every second one is urgent; entries already in flight are not sent again.
         let (even, odd): (Vec<u64>, Vec<u64>) = (100..200).partition(|index| index % 2 == 0);
         assert_eq!(progress.overtaking(&even, &[])[0].1, (110..200).step_by(2).collect::<Vec<_>>());
-        // Exercises do not overtake what is Actual; what is Actual overtakes them.
+        // Exercises do not overtake Actual entries, but Actual entries overtake exercises.
         let [(_, actual), (_, others)] = progress.overtaking(&even, &odd);
         assert!(actual.len() == 45 && others.is_empty());
-        // A lone one.
+        // A single urgent entry.
         assert_eq!(progress.overtaking(&[], &[110])[1].1, [110]);
         let reached = Progress { stored: 110, ..progress };
         assert_eq!(reached.overtaking(&[110], &[]), none, "it is next in order");

@@ -1,4 +1,4 @@
-//! Messages of `proto/barid/v1`, generated. Their JSON is that of [`crate::json`].
+//! Generated messages of `proto/barid/v1`. [`crate::json`] implements their JSON mapping.
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::semicolon_if_nothing_returned)]
 #![allow(clippy::cast_possible_truncation, clippy::needless_pass_by_value, clippy::redundant_closure_for_method_calls)]
 #![allow(
@@ -10,7 +10,7 @@
 
 include!(concat!(env!("OUT_DIR"), "/barid.v1.rs"));
 
-/// Gives messages their JSON: `build.rs` names all of them.
+/// Implements the JSON mapping for messages; `build.rs` lists all of them.
 macro_rules! json {
     ($($message:ident),+) => {
         $(

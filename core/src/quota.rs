@@ -1,76 +1,84 @@
-//! Whose content may take room on the disk: tiers of the reserve, and a share for each member.
+//! Decides whose content may use disk space: tiers of free space, and a share for each member.
 //!
-//! In scope: which entries are committed at so much free space ([`Tier`]), and how much content one member may bring in a day ([`Shares`]).
-//! Pure: free space and time come in. Out of scope: looking at the disk, and what becomes of content that is not taken: its digest is
-//! committed in its place, so that its feed goes on, and the content is backfilled ([`crate::backfill`]).
+//! In scope: which entries are committed at a given amount of free space ([`Tier`]), and how much
+//! content a member may add per day ([`Shares`]). Pure: free space and time are arguments. Out of
+//! scope: measuring the disk, and the further handling of content that is not admitted. Its digest
+//! is committed instead, so its feed continues, and the content is backfilled later
+//! ([`crate::backfill`]).
 //!
-//! Content counts against the member whose feed it is of, and against the one over whose link it came, which may be a relay. Above
-//! the reserve a member takes at most its share of the room that there was before anything was taken, so that nobody else notices a flood.
-//! What was taken is forgotten evenly over [`WINDOW_MS`]. A disk that is large beside what honest members publish refuses nothing.
+//! Content is charged to the owner of its feed and to the member that sent it, which may be a
+//! relay. Above the reserve a member may use at most its share of the space that was free before
+//! any content was charged, so a flood from one member does not affect the others. Charges decay
+//! evenly over [`WINDOW_MS`]. A disk that is large compared to what honest members publish admits
+//! everything.
 
 use std::collections::BTreeMap;
 
 use crate::bulletin::Priority;
 use crate::ids::Member;
 
-/// Time in which a whole share comes back.
+/// Time in which a fully used share recovers.
 pub const WINDOW_MS: u64 = 24 * 3_600_000;
-/// The share that a member has, unless it is configured: four that flood at once leave nothing above the reserve, and the reserve is ours.
+/// Default share of a member. Four members flooding at once use all space above the reserve; the
+/// reserve is for this node.
 pub const SHARE_PERCENT: u8 = 25;
-/// A relay that brings the feeds of others may bring so many shares.
+/// Shares that a relay may use for the feeds of other members.
 const RELAY_SHARES: u64 = 2;
-/// Of a share, so great a part beyond it is for what is urgent and Actual.
+/// Urgent Actual content may exceed a share by this fraction of it (1/8).
 const PRIORITY_PART: u64 = 8;
-/// Content is backfilled, and the alarm ends, once so great a part of the share is free again.
+/// A member is no longer over its quota, and its content is backfilled, once this fraction of the
+/// share (1/8) is free again.
 const RESUMES_PART: u64 = 8;
 
-/// What is committed at so much free space. Orders by how much that is.
+/// Tiers of free space, ordered by how much is committed in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
-    /// Answers and other notes at most.
+    /// At most attestations and other notes.
     Notes,
-    /// Beside them own entries that are urgent and Actual.
+    /// Additionally own entries that are urgent and Actual.
     Priority,
     /// All own entries.
     Own,
-    /// Beside them the entries of others, as digests.
+    /// Additionally the entries of other members, as digests.
     Digests,
     /// Everything.
     All,
 }
 
-/// What is to be committed, as far as room is concerned.
+/// Kind of write, as far as disk space is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteKind {
-    /// An own entry, and how urgent it is.
+    /// An own entry, and its priority class.
     Publish(Option<Priority>),
-    /// Entries that continue a feed, as digests at least.
+    /// Entries that extend a feed, at least as digests.
     Append,
-    /// Content that comes later, or ahead of its feed's order.
+    /// Content that is backfilled, or arrives ahead of its feed's order.
     Content,
-    /// Answers and the like.
+    /// Attestations, rosters, revocation lists and cursors.
     Notes,
 }
 
-/// Content on its way to a member.
+/// Origin and destination of content.
 #[derive(Clone, Copy, Debug)]
 pub struct ContentSource<'a> {
-    /// The member to which it comes.
+    /// The member that receives it.
     pub me: &'a Member,
-    /// The member whose feed it is of.
+    /// The owner of its feed.
     pub owner: &'a Member,
-    /// The member over whose link it comes.
+    /// The member over whose link it arrives.
     pub sender_member: &'a Member,
 }
 
 impl Tier {
-    /// Each tier with how much must be free for it, in eighths of the reserve, the lowest last: above the reserve there is as much again in which
-    /// nothing but own entries is committed.
+    /// Free space that each tier requires, in eighths of the reserve, highest tier first. Between
+    /// one and one and a half times the reserve only own entries are committed.
     const EIGHTHS: [(Self, u64); 4] = [(Self::All, 16), (Self::Digests, 12), (Self::Own, 8), (Self::Priority, 2)];
-    /// The part that answers, rosters, revocation lists and cursors leave free, in eighths.
+    /// Free space that attestations, rosters, revocation lists and cursors must leave, in eighths
+    /// of the reserve.
     const NOTES_EIGHTHS: u64 = 4;
 
-    /// The lowest tier at which this is committed. `own`: it is of this member's own feeds.
+    /// Returns the lowest tier in which a write is committed. `own` is whether it belongs to this
+    /// member's own feeds.
     #[must_use]
     pub fn needed(kind: WriteKind, own: bool) -> Self {
         match kind {
@@ -83,7 +91,8 @@ impl Tier {
         }
     }
 
-    /// The tier at `free_bytes`, where it was `before`: a better one begins a little later than it ended, or it would come and go each second.
+    /// Returns the tier at `free_bytes`, given the tier `before`. Rising to a higher tier requires
+    /// some additional space; without this hysteresis the tier could change every second.
     #[must_use]
     pub fn at(free_bytes: u64, reserve_bytes: u64, before: Self) -> Self {
         let hysteresis = (reserve_bytes / 8).min(RESUMES_BYTES_MAX);
@@ -94,7 +103,7 @@ impl Tier {
         Self::EIGHTHS.iter().find(holds).map_or(Self::Notes, |(tier, _)| *tier)
     }
 
-    /// The next lower tier; the lowest has none.
+    /// Returns the next lower tier; the lowest returns itself.
     #[must_use]
     pub fn below(self) -> Self {
         match self {
@@ -105,7 +114,7 @@ impl Tier {
         }
     }
 
-    /// What a commit of the lowest entries of this tier leaves free.
+    /// Returns the free space that a commit of the lowest writes of this tier must leave.
     #[must_use]
     pub fn leaves_free(self, reserve_bytes: u64) -> u64 {
         let eighths =
@@ -114,10 +123,10 @@ impl Tier {
     }
 }
 
-/// At most so much more must be free before a better tier begins.
+/// Largest hysteresis when rising to a higher tier, in bytes.
 const RESUMES_BYTES_MAX: u64 = 64 << 20;
 
-/// What members have brought, and may bring.
+/// Shares of all members, and their use.
 #[derive(Clone, Debug)]
 pub struct Shares {
     percent: u8,
@@ -129,30 +138,31 @@ pub struct Shares {
 
 #[derive(Clone, Debug, Default)]
 struct Usage {
-    /// Of its feeds.
+    /// Bytes charged as owner of the feed.
     own: u64,
-    /// Over its link.
+    /// Bytes charged as sender on the link.
     relayed: u64,
     over_quota: Option<OverQuota>,
 }
 
-/// A member that is over its share.
+/// Record of a member that is over its share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverQuota {
-    /// Since when, in ms.
+    /// Time at which it exceeded its share, in ms.
     pub since_ms: u64,
-    /// Entries that were committed as digests since.
+    /// Entries committed as digests since then.
     pub entries: u64,
 }
 
 impl Shares {
-    /// Nobody has brought anything. `percent`: the share of one member.
+    /// Creates the state with nothing charged. `percent` is the share of one member.
     #[must_use]
     pub fn new(percent: u8) -> Self {
         Self { percent: percent.clamp(1, 100), available: u64::MAX, at_ms: 0, members: BTreeMap::new() }
     }
 
-    /// So many bytes are free above the reserve at this time. Forgets what is past, and ends what is over.
+    /// Records that `available` bytes are free above the reserve now. Decays earlier charges, and
+    /// clears the record of members that are no longer over their share.
     pub fn update(&mut self, available: u64, now_ms: u64) {
         self.available = available;
         let passed = now_ms.saturating_sub(self.at_ms);
@@ -175,15 +185,16 @@ impl Shares {
         });
     }
 
-    /// Whether content is taken in this tier: own content always, that of others while there is room for everything and for both
-    /// members' shares. It is counted then.
+    /// Returns whether content is admitted in this tier, and charges it if so. Own content is
+    /// always admitted; that of others only in the highest tier and within the shares of owner and
+    /// sender.
     pub fn admit(&mut self, tier: Tier, source: ContentSource<'_>, bytes: u64, urgent: Option<Priority>) -> bool {
         let ContentSource { me, owner, sender_member } = source;
         owner == me || tier == Tier::All && self.charge(owner, sender_member, bytes, urgent == Some(Priority::Actual))
     }
 
-    /// Whether content of so many bytes of `owner`'s feeds, which `sender_member` sends, is taken; it is counted then. `urgent`: it is urgent and
-    /// Actual.
+    /// Returns whether `bytes` of content of `owner`'s feeds, sent by `sender_member`, are within
+    /// both shares, and charges them if so. `urgent` means urgent and Actual.
     pub fn charge(&mut self, owner: &Member, sender_member: &Member, bytes: u64, urgent: bool) -> bool {
         if self.left(owner, sender_member, urgent).is_none_or(|left| bytes > left) {
             return false;
@@ -196,7 +207,8 @@ impl Shares {
         true
     }
 
-    /// How many bytes of `owner`'s feeds are taken of `sender_member` now; `None` if either is beyond its share.
+    /// Returns how many more bytes of `owner`'s feeds are admitted from `sender_member` now; `None`
+    /// if either is over its share.
     #[must_use]
     pub fn left(&self, owner: &Member, sender_member: &Member, urgent: bool) -> Option<u64> {
         let left = |usage: u64, shares: u64| {
@@ -210,11 +222,12 @@ impl Shares {
         Some(own.min(relayed))
     }
 
-    /// So many entries were committed as digests, for [`Self::charge`] said no. The member that is over its share; true if that is news.
+    /// Records that entries were committed as digests because [`Self::charge`] returned false.
+    /// Returns the member that is over its share, and whether that is new.
     pub fn reduced(&mut self, owner: &Member, sender_member: &Member, entries: u64) -> (Member, bool) {
         let (whole, percent) = (self.whole(), self.percent);
         let is_over = |member: &Member| self.members.get(member).is_some_and(|usage| !usage.resumes(whole, percent));
-        // A relay that is over its own share, unless the feed's owner is.
+        // The sender, if only the sender is over its own share; otherwise the owner.
         let member = if is_over(sender_member) && !is_over(owner) { sender_member } else { owner };
         let since_ms = self.at_ms;
         let usage = self.members.entry(member.clone()).or_default();
@@ -224,26 +237,28 @@ impl Shares {
         (member.clone(), newly_over)
     }
 
-    /// Whether content may be asked for in this tier: what could not be taken is not asked for.
+    /// Returns whether content may be requested in this tier. Content that could not be admitted is
+    /// not requested.
     #[must_use]
     pub fn may_request_in(&self, tier: Tier, source: ContentSource<'_>) -> bool {
         let ContentSource { me, owner, sender_member } = source;
         if owner == me { tier >= Tier::Own } else { tier == Tier::All && self.may_request(owner, sender_member) }
     }
 
-    /// Whether neither of them is over its share, so that content may be asked for.
+    /// Returns whether content may be requested: neither member is over its share.
     #[must_use]
     pub fn may_request(&self, owner: &Member, sender_member: &Member) -> bool {
         let over_quota = |member: &Member| self.members.get(member).is_some_and(|usage| usage.over_quota.is_some());
         !over_quota(owner) && !over_quota(sender_member)
     }
 
-    /// Members that are over their share.
+    /// Returns the members that are over their share.
     pub fn over_quota(&self) -> impl Iterator<Item = (&Member, OverQuota)> {
         self.members.iter().filter_map(|(member, usage)| Some((member, usage.over_quota?)))
     }
 
-    /// Of each member that has brought anything: how much of its share is used, in thousandths, as owner or as relay, whichever is more.
+    /// Returns, for each member with charges, how much of its share is used, in thousandths. The
+    /// higher of its use as owner and as sender counts.
     pub fn used(&self) -> impl Iterator<Item = (&Member, u64)> {
         let part = |usage: u64, shares: u64| {
             let limit = u128::from(share(self.whole(), self.percent, shares)).max(1);
@@ -254,13 +269,13 @@ impl Shares {
             .map(move |(member, usage)| (member, part(usage.own, 1).max(part(usage.relayed, RELAY_SHARES))))
     }
 
-    /// Bytes that a member may bring of its feeds, those included that it has brought.
+    /// Returns the share of a member, in bytes, including what it has used already.
     #[must_use]
     pub fn limit(&self) -> u64 {
         share(self.whole(), self.percent, 1)
     }
 
-    /// The room as it was before anything was taken.
+    /// Returns the free space as it would be without any charges.
     fn whole(&self) -> u64 {
         self.members.values().fold(self.available, |available, usage| available.saturating_add(usage.own))
     }
@@ -276,7 +291,7 @@ impl Usage {
     }
 }
 
-/// So many shares of the room, at most all of it.
+/// Returns the size of `shares` shares of the space, at most all of it.
 fn share(whole: u64, percent: u8, shares: u64) -> u64 {
     let percent = u128::from(percent) * u128::from(shares);
     u64::try_from(u128::from(whole) * percent.min(100) / 100).unwrap_or(u64::MAX)
@@ -295,7 +310,7 @@ mod tests {
         code.parse().unwrap()
     }
 
-    /// A disk on which only what is taken here takes room.
+    /// A disk on which only admitted content uses space.
     struct Disk {
         shares: Shares,
         available: u64,
@@ -324,7 +339,8 @@ mod tests {
             charged
         }
 
-        /// Brings batches of a MiB until one is refused, the disk looked at now and then; how many were taken.
+        /// Sends batches of 1 MiB until one is not admitted, updating the free space every 7
+        /// batches. Returns the number admitted.
         fn flood(&mut self, owner: &str, sender_member: &str) -> u64 {
             let mut usage = 0;
             while self.receive(owner, sender_member, MIB) {
@@ -458,7 +474,7 @@ mod tests {
     fn six_hour_backlogs_of_all_members_fit_a_large_disk() {
         let mut disk = Disk::of(400 << 30);
         let members: Vec<String> = ('a'..='t').map(|c| format!("x-m{c}")).collect();
-        // At 100 MB/s, which all of them share, for six hours of publishing at a tenth of it.
+        // All members publish for six hours at a total of 100 MB/s.
         for _ in 0..(6 * 3_600 * 10) / members.len() as u64 {
             assert!(members.iter().all(|code| disk.receive(code, code, MIB)));
             disk.advance(10 * members.len() as u64);
@@ -476,10 +492,10 @@ mod tests {
             let mut all = [0_u64; 4];
             for (owner, sender_member, mib, advance) in steps {
                 let before = disk.shares.whole();
-                // Where the disk itself has no room the tiers decide, not the shares.
+                // If the disk itself is full, the tiers decide, not the shares.
                 if mib * MIB <= disk.available && disk.receive(codes[owner], codes[sender_member], mib * MIB) {
                     all[owner] += mib * MIB;
-                    // Nothing taken makes anybody's share smaller.
+                    // Admitted content makes no member's share smaller.
                     prop_assert_eq!(disk.shares.whole(), before);
                 }
                 disk.advance(advance);

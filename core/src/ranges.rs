@@ -1,6 +1,6 @@
-//! Sets of indexes as ranges: ascending, neither overlapping nor touching.
+//! Sets of indexes as ranges: ascending, neither overlapping nor adjacent.
 //!
-//! In scope: adding a range, and what a set lacks of one. Pure.
+//! In scope: adding a range, and finding the missing parts of one. Pure.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use std::ops::Range;
 /// A set of indexes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeSet {
-    /// End by start.
+    /// End of each range by its start.
     ranges: BTreeMap<u64, u64>,
 }
 
@@ -28,7 +28,7 @@ impl RangeSet {
         self.ranges.insert(start, end);
     }
 
-    /// The parts of `range` that are not in the set, ascending.
+    /// Returns the parts of `range` that are not in the set, ascending.
     #[must_use]
     pub fn missing(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut missing = Vec::new();

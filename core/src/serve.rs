@@ -1,9 +1,12 @@
-//! The provider: what a peer is shown of a feed, and what proves it.
+//! Decides which parts of a feed a peer may receive, and builds the messages with their proofs.
 //!
-//! In scope: who may be shown an entry ([`may_disclose`]), turning entries held into items ([`items`]) or into what a reader lacks
-//! ([`backfills`]), how many fit a batch ([`batch_len`]) and the proof that a batch needs ([`plan_batch`]). Out of scope: reading the store, pacing, and the wire.
+//! In scope: which peer an entry may be disclosed to ([`may_disclose`]), converting held entries
+//! into items ([`items`]) or into backfill ([`backfills`]), how many entries fit in a batch
+//! ([`batch_len`]), and the proof for a batch ([`plan_batch`]). Out of scope: reading the store,
+//! flow control, and the wire.
 //!
-//! An entry that a reader may not read is shown as its digest and as nothing else: neither its topic nor whether it was asked for.
+//! An entry that a reader may not read is sent as its digest only. Neither its topic is revealed,
+//! nor whether the reader's filters match it.
 
 use std::ops::Range;
 
@@ -19,10 +22,10 @@ use crate::proto;
 use crate::proto::item::Item;
 use crate::roster::RosterChain;
 
-/// What is held of one entry.
+/// What this node holds of an entry.
 #[derive(Clone, Copy, Debug)]
 pub enum Held<'a> {
-    /// The envelope, and its header unless that cannot be decoded.
+    /// The envelope, and its header if it can be decoded.
     Disclosed {
         /// Exact bytes.
         envelope: &'a Bytes,
@@ -33,19 +36,20 @@ pub enum Held<'a> {
     Undisclosed(Undisclosed),
 }
 
-/// What is held of a feed, and what vouches for it.
+/// What this node holds of a feed, with its proof.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
-    /// Entries held.
+    /// Number of entries held.
     pub size: u64,
-    /// Size of the newest checkpoint held; not below `size`.
+    /// Size of the newest checkpoint held; at least `size`.
     pub checkpoint_size: u64,
-    /// Consistency proof from `size` to `checkpoint_size`; empty when these are equal.
+    /// Consistency proof from `size` to `checkpoint_size`; empty if these are equal.
     pub consistency_proof: &'a [Hash],
 }
 
-/// Whether `reader` may be shown the bulletin with this header: by the roster of the header's version *and* by the newest, so that
-/// the expelled get nothing more. A version that is not held closes.
+/// Returns whether the bulletin with this header may be disclosed to `reader`: under the roster of
+/// the header's version *and* under the newest, so that expelled members receive nothing more.
+/// Returns false if the roster of that version is not held.
 #[must_use]
 pub fn may_disclose(header: &proto::Header, reader: &Member, rosters: &RosterChain) -> bool {
     let newest = rosters.newest();
@@ -54,8 +58,9 @@ pub fn may_disclose(header: &proto::Header, reader: &Member, rosters: &RosterCha
             || rosters.at(header.roster_version).is_some_and(|then| may_read(header, reader, then)))
 }
 
-/// What `reader`, who asked for the topics that `filters` match (none: every topic), is shown of consecutive entries. Neighbours that
-/// are digests for one reason become one run. Envelopes are shared, not copied.
+/// Returns the items for consecutive entries to `reader`, whose requested topics match `filters`
+/// (if empty, every topic). Adjacent digests with the same reason become one run. Envelopes are
+/// shared, not copied.
 #[must_use]
 pub fn items<'a>(
     entries: impl IntoIterator<Item = (Digest, Held<'a>)>,
@@ -74,9 +79,12 @@ pub fn items<'a>(
     items.finish()
 }
 
-/// What `reader` is shown of entries that it lacks: in full what it may read and asked for, nothing of the others. `history`: the feed is
-/// our own, and by our policy who joined later may read what was before, if the newest roster admits it. An envelope above the limit
-/// is not shown: nobody takes it.
+/// Returns the backfill for entries that `reader` lacks: those that it may read and requested, in
+/// full; the others are omitted.
+///
+/// `history` means that the feed is this member's own and that by its policy members that joined
+/// later may read earlier entries, if the newest roster admits them. An envelope above the limit is
+/// omitted, because no receiver accepts it.
 #[must_use]
 pub fn backfills<'a>(
     entries: impl IntoIterator<Item = (u64, Held<'a>)>,
@@ -98,8 +106,8 @@ pub fn backfills<'a>(
     entries.into_iter().filter_map(backfill).collect()
 }
 
-/// Whether `reader`, who asked for the topics that `filters` match (none: every topic), may be sent the bulletin with this header ahead of its
-/// feed's order.
+/// Returns whether the bulletin with this header may be sent to `reader` ahead of its feed's order.
+/// The topics that `reader` requested match `filters` (if empty, every topic).
 #[must_use]
 pub fn may_send_priority(
     header: &proto::Header,
@@ -111,8 +119,10 @@ pub fn may_send_priority(
     requested && urgent(header).is_some() && may_disclose(header, reader, rosters)
 }
 
-/// Of consecutive entries, given the header of each one that is held in full, the ranges that `reader` may read too: what may be said before it
-/// of who holds them. The owner of an entry is told anyway.
+/// Returns the ranges of entries that this node holds in full and `reader` may read too. `entries`
+/// are consecutive; each has a header if it is held in full. A custody note that passes through
+/// `reader` may cover only these ranges, because it shows who may read the entries. The owner of an
+/// entry may always see its custody.
 #[must_use]
 pub fn readable_by_both<'a>(
     entries: impl IntoIterator<Item = (u64, Option<&'a proto::Header>)>,
@@ -132,7 +142,8 @@ pub fn readable_by_both<'a>(
     ranges
 }
 
-/// How many of the next entries fit one batch, given the bytes of each one's envelope as it is held (0: a digest). One always does.
+/// Returns how many of the next entries fit in one batch, given the bytes of each envelope held (0
+/// for a digest). One always fits.
 #[must_use]
 pub fn batch_len(envelope_bytes: impl IntoIterator<Item = usize>) -> usize {
     let mut bytes = 0;
@@ -144,12 +155,13 @@ pub fn batch_len(envelope_bytes: impl IntoIterator<Item = usize>) -> usize {
     envelope_bytes.into_iter().take(BATCH_ENTRIES_MAX).take_while(fits).count()
 }
 
-/// The consistency proof that a batch ending before index `end` carries: none if it ends at the checkpoint (a live batch), else one
-/// to the checkpoint (a backlog batch). What was only partly caught up is provable from its beginning too, by the proof with which it
-/// came. `None` if such a batch cannot be proven.
+/// Returns the consistency proof for a batch that ends before index `end`: from `end` to the
+/// checkpoint, and empty if the batch ends at the checkpoint. A feed that is only partly caught up
+/// is provable at every smaller size too, with the proof received with it. `None` if such a batch
+/// cannot be proven.
 ///
 /// # Errors
-/// What reading `tree` says.
+/// Any error of reading `tree`.
 pub fn plan_batch<R: HashReader>(head: &Head<'_>, end: u64, tree: &R) -> Result<Option<Vec<Hash>>, R::Error> {
     if end == head.size {
         Ok(Some(head.consistency_proof.to_vec()))
@@ -162,7 +174,7 @@ pub fn plan_batch<R: HashReader>(head: &Head<'_>, end: u64, tree: &R) -> Result<
     }
 }
 
-/// A batch as it goes over the wire.
+/// Returns a batch as a wire message.
 #[must_use]
 pub fn message(
     feed: &FeedId,
@@ -175,7 +187,7 @@ pub fn message(
     proto::Entries { feed: feed.to_string(), first, items, checkpoint, consistency_proof }
 }
 
-/// An entry as it goes over the wire ahead of its feed's order, with its inclusion proof to the checkpoint's root.
+/// Returns a priority entry as a wire message, with its inclusion proof to the checkpoint's root.
 #[must_use]
 pub fn priority(feed: &FeedId, index: u64, envelope: Bytes, proof: &[Hash], checkpoint: Bytes) -> proto::PriorityEntry {
     let inclusion_proof = proof.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect();
@@ -189,13 +201,15 @@ fn disclose<'a>(
     rosters: &RosterChain,
 ) -> Result<&'a Bytes, Undisclosed> {
     match held {
-        // What nobody may read is purged for everybody; any other reason is between us and who sent it to us.
+        // A purged entry is purged for everybody. Any other reason concerns only this member and
+        // its own sender.
         Held::Undisclosed(Undisclosed::Purged) => Err(Undisclosed::Purged),
         Held::Undisclosed(_) => Err(Undisclosed::NotHeld),
         Held::Disclosed { envelope, header } => {
             let header = header.ok_or(Undisclosed::Withheld)?;
             if !may_disclose(header, reader, rosters) {
-                // Whose roster is not here we cannot judge; that is not the same as to judge against the reader.
+                // If the deciding roster is not held, the audience is unknown. This differs from
+                // being excluded.
                 let roster_known = rosters.at(header.roster_version).is_some();
                 return Err(if roster_known { Undisclosed::Withheld } else { Undisclosed::NotHeld });
             }
@@ -205,7 +219,7 @@ fn disclose<'a>(
     }
 }
 
-/// Items in the making.
+/// Items under construction.
 struct Items {
     done: Vec<proto::Item>,
     run: Option<(Undisclosed, Vec<u8>)>,

@@ -1,56 +1,64 @@
-//! Whom to follow a feed at while its owner cannot be reached.
+//! Selects a relay for a feed while its owner is unreachable.
 //!
-//! In scope: choosing one of the peers that are linked, and changing the choice. Pure: what peers show and the time come in. Out of scope:
-//! when an owner counts as unreachable, and following itself.
+//! In scope: choosing one of the linked peers, and changing the choice. Pure: the sizes reported by
+//! peers and the time are arguments. Out of scope: when an owner counts as unreachable, and
+//! following itself.
 //!
-//! The choice is the peer furthest ahead, of several the one with the lowest code; it stays while it serves. What a peer shows of itself
-//! may be wrong, so that only entries that come keep it chosen; who brought none gets another turn once all others had theirs. Who has brought
-//! entries waits for no other one that has not: a false size costs [`RELAY_UNPROVEN_MS`] once, and nothing after that.
+//! The choice is the peer with the largest feed; among several, the one with the lowest code. It
+//! does not change while the peer delivers entries. A reported size may be false, so only delivered
+//! entries keep a peer selected. A peer that delivered nothing is tried again after all others have
+//! had their turn. Once a peer has delivered entries, an unproven peer with a false size costs
+//! [`RELAY_UNPROVEN_MS`] once, and nothing after that.
 
 use std::collections::BTreeMap;
 
 use crate::ids::Member;
 
-/// How long the owner's link may be down before a relay is asked: a link that breaks and comes back costs no relay anything.
+/// How long the owner's link may be down before a relay is selected. A link that breaks and comes
+/// back costs relays nothing.
 pub const RELAY_GRACE_MS: u64 = 5_000;
-/// How long a relay that shows that it is ahead may bring nothing before another one that is ahead gets its turn: a slow line and a batch.
+/// How long a relay that reports more entries may deliver nothing before another peer that is ahead
+/// gets its turn: enough for a batch on a slow link.
 pub const RELAY_IDLE_TIMEOUT_MS: u64 = 30_000;
-/// The same for a relay that does not show to be ahead: heads of others come up to a second later than its entries.
+/// The same for a relay that does not report more entries. Tree heads of other peers arrive up to a
+/// second later than its entries.
 pub const RELAY_CAUGHT_UP_TIMEOUT_MS: u64 = 3_000;
 
-/// The same for one that has never brought anything, while another one is ahead that has.
+/// The same for a relay that has never delivered anything, while a peer that has delivered is
+/// ahead.
 pub const RELAY_UNPROVEN_MS: u64 = 5_000;
-/// Turns in vain that are told apart.
+/// Largest number of failed turns that is counted.
 const FAILED_MAX: u32 = 16;
 
-/// Where one feed is followed while its owner is away.
+/// The current relay of one feed, and the experience with its peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpstreamSelector {
     at: Option<Member>,
     held: u64,
     since_ms: u64,
-    /// Left since anything came last.
+    /// Peers tried since the last entry arrived.
     tried: Vec<Member>,
-    /// Of each peer that had a turn: how often in a row it showed to be ahead and brought nothing; 0: its last turn brought something.
+    /// For each peer that had a turn: how many times in a row it reported more entries and
+    /// delivered none. 0 means that its last turn delivered entries.
     failures: BTreeMap<Member, u32>,
 }
 
 impl UpstreamSelector {
-    /// Who serves, if anybody does.
+    /// Returns the current relay, if there is one.
     #[must_use]
     pub fn at(&self) -> Option<&Member> {
         self.at.as_ref()
     }
 
-    /// Chooses again. `held`: entries held here. `peer_sizes`: each linked peer with the entries that it shows to hold, the owner not among
-    /// them. `now_ms`: of any clock that does not go back.
+    /// Updates the choice. `held` is the number of entries held here; `peer_sizes` are the sizes
+    /// reported by the linked peers other than the owner; `now_ms` is of a monotonic clock.
     pub fn choose(&mut self, held: u64, peer_sizes: &[(Member, u64)], now_ms: u64) -> Option<&Member> {
         if held != self.held {
             (self.held, self.since_ms) = (held, now_ms);
             self.tried.clear();
             self.failures.extend(self.at.clone().map(|at| (at, 0)));
         }
-        // Those of which nothing is known come behind those that have brought something, and before those that have not.
+        // Peers that have delivered come first, then unknown peers, then peers that failed.
         let failure_rank =
             |peer: &Member| self.failures.get(peer).map_or(1, |failed| if *failed == 0 { 0 } else { failed + 1 });
         let current = self.at.as_ref().and_then(|at| peer_sizes.iter().find(|(peer, _)| peer == at));
@@ -87,18 +95,21 @@ impl UpstreamSelector {
     }
 }
 
-/// Whether a feed is to be followed elsewhere although its owner is linked.
+/// Decides whether a feed must be followed at a relay although its owner is linked.
 ///
-/// A member that lost its store cannot serve what it had published; whoever holds it may have no link to it. So where the owner shows no more than
-/// is held here, and another peer does, for longer than it takes to catch up, that peer is a relay as if the owner were away.
+/// A member that lost its store cannot serve what it had published, and it may have no link to the
+/// members that hold it. So if the owner reports no more entries than are held here, and another
+/// peer does, for longer than a catch-up takes, that peer becomes a relay as if the owner were
+/// unreachable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnerLag {
     since_ms: Option<u64>,
 }
 
 impl OwnerLag {
-    /// Looks again. `owner`: entries that the owner shows to hold, if it is linked and has had time to show any; `others`: the most that another linked peer
-    /// shows.
+    /// Updates the state, and returns whether a relay is needed. `owner` is the size that the owner
+    /// reports, if it is linked and has had time to report; `others` is the largest size that
+    /// another linked peer reports.
     pub fn update(&mut self, held: u64, owner: Option<u64>, others: u64, now_ms: u64) -> bool {
         let behind = others > held && owner.is_some_and(|size| size <= held);
         let since_ms = self.since_ms.filter(|_| behind).or_else(|| behind.then_some(now_ms));
@@ -168,7 +179,7 @@ mod tests {
         let mut relay = UpstreamSelector::default();
         let (mut held, mut waited, mut now_ms) = (0, Vec::new(), 0);
         for entry in 1..=20_u64 {
-            // One entry a minute, which only the honest one brings.
+            // One entry per minute, delivered only by the honest peer.
             let peer_sizes = [(dishonest.clone(), 1_000_000), (honest.clone(), entry)];
             let since = now_ms;
             while held < entry {

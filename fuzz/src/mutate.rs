@@ -1,6 +1,6 @@
-//! Seeded mutations of bytes, for tests that try decoders without a fuzzer.
+//! Seeded mutations of bytes, for tests of decoders without a fuzzer.
 
-/// A generator of mutations; the same seed gives the same ones.
+/// A generator of mutations; equal seeds give equal mutations.
 pub struct Mutator(u64);
 
 impl Mutator {
@@ -8,7 +8,7 @@ impl Mutator {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// Below `bound`, which is not 0 (xorshift64*).
+    /// Returns a number below `bound`, which must not be 0 (xorshift64*).
     fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -17,7 +17,7 @@ impl Mutator {
         usize::try_from(mixed).unwrap_or_default() % bound
     }
 
-    /// `bytes` with one to four changes; `other` lends bytes now and then.
+    /// Returns `bytes` with one to four changes; some insert bytes of `other`.
     pub fn mutate(&mut self, bytes: &[u8], other: &[u8]) -> Vec<u8> {
         let mut bytes = bytes.to_vec();
         for _ in 0..=self.below(4) {
@@ -39,7 +39,7 @@ impl Mutator {
                     let to = (from + 1 + self.below(64)).min(other.len());
                     bytes.splice(at..end.max(at), other[from..to].iter().copied());
                 }
-                // Lengths, counts and numbers at their ends.
+                // Boundary values of lengths, counts and numbers.
                 _ if at < bytes.len() => bytes[at] = [0, 0x7f, 0x80, 0xff, b'0', b'9', b'\n'][usize::from(value % 7)],
                 _ => {}
             }

@@ -1,7 +1,8 @@
-//! What several commands take, and help in the reader's language.
+//! Arguments that several commands share, and localized help.
 //!
-//! In scope: filters, bulletin references, translating help. English help is the documentation of the argument types; French and
-//! Arabic stand in the catalogues as `help-<command>` and `help-<command>-<argument>`.
+//! In scope: filters, bulletin references, translation of help and usage errors. English help is
+//! the documentation of the argument types. French and Arabic help is in the catalogues under
+//! `help-<command>` and `help-<command>-<argument>`.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -18,7 +19,7 @@ use fluent_bundle::FluentArgs;
 use super::Failure;
 use super::messages::{Arg, Lang, Messages};
 
-/// Which bulletins. Options that repeat widen the choice; different options narrow it.
+/// Bulletins to select. A repeated option widens the selection; different options narrow it.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct FilterArgs {
     /// Topics, with wildcards: `customs.>`, `*.documents`.
@@ -27,7 +28,7 @@ pub(super) struct FilterArgs {
     /// Kinds: `seizure-report`.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     pub(super) kind: Vec<String>,
-    /// Least severity: Minor, Moderate, Severe, Extreme.
+    /// Lowest severity: Minor, Moderate, Severe, Extreme.
     #[arg(long, value_name = "SEVERITY", value_parser = severity)]
     pub(super) min_severity: Option<Severity>,
     /// Publishing members: `ma`.
@@ -36,7 +37,7 @@ pub(super) struct FilterArgs {
 }
 
 impl FilterArgs {
-    /// As the node takes it.
+    /// Returns the filter as the node's API expects it.
     #[must_use]
     pub(super) fn to_proto(&self) -> proto::Filter {
         proto::Filter {
@@ -55,12 +56,12 @@ fn severity(text: &str) -> Result<Severity, String> {
         .ok_or_else(|| format!("one of {}", Severity::ALL.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", ")))
 }
 
-/// A bulletin by id, with or without its publishing member: `ne/0197…` or `0197…`.
+/// A bulletin id, with or without its publishing member: `ne/0197…` or `0197…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BulletinRef {
-    /// Publishing member, if it was written.
+    /// Publishing member, if given.
     pub(super) member: Option<Member>,
-    /// Id.
+    /// Bulletin id.
     pub(super) id: BulletinId,
 }
 
@@ -77,12 +78,14 @@ impl FromStr for BulletinRef {
     }
 }
 
-/// Whether machines read, told from words that could not be understood: what went wrong is one object for them, too.
+/// Returns whether the arguments request JSON output. They are not parsed: the result also decides
+/// the form of a usage error.
 pub(super) fn requests_json(args: impl IntoIterator<Item = OsString>) -> bool {
     args.into_iter().take_while(|arg| arg != "--").any(|arg| arg == "--json")
 }
 
-/// What is wrong with these words, in the reader's language, where the catalogue says it; clap says it in English only.
+/// Returns the usage error in the reader's language, or `None` if the catalogue has no message for
+/// it. clap itself has English messages only.
 fn error_message(error: &clap::Error, messages: &Messages) -> Option<String> {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     let value = |kind| {
@@ -94,7 +97,8 @@ fn error_message(error: &clap::Error, messages: &Messages) -> Option<String> {
         })
     };
     let mut args = FluentArgs::new();
-    // What reads the value says what it expects, in English; of a number the option's name says as much.
+    // A value parser states in English what it expects. A failed integer adds nothing to the
+    // option's name, so that source is left out.
     let source = std::error::Error::source(error).filter(|source| !source.is::<std::num::ParseIntError>());
     let expected = source.map(ToString::to_string);
     if let Some(expected) = &expected {
@@ -126,12 +130,13 @@ fn error_message(error: &clap::Error, messages: &Messages) -> Option<String> {
     messages.find(id, Some(&args)).filter(|_| whole)
 }
 
-/// Whether the reader's language has its own words for this; English is clap's, with the usage beside it.
+/// Returns whether the catalogue has this error in the reader's language. English errors are clap's
+/// own, with the usage.
 pub(super) fn has_translation(error: &clap::Error, messages: &Messages) -> bool {
     messages.lang() != Lang::En && error_message(error, messages).is_some()
 }
 
-/// Words that are no command line, as any other failure.
+/// Converts a usage error of clap into a [`Failure`].
 pub(super) fn unusable(error: &clap::Error, messages: &Messages) -> Failure {
     if let Some(error_message) = error_message(error, messages).filter(|_| messages.lang() != Lang::En) {
         return Failure::usage("arguments").cause(error_message);
@@ -144,7 +149,7 @@ pub(super) fn unusable(error: &clap::Error, messages: &Messages) -> Failure {
     Failure::usage("arguments").cause(lines.collect::<Vec<_>>().join(" "))
 }
 
-/// The beginning of a command that is to be run again: `barid --profile …`.
+/// Returns the beginning of a command line to run again: `barid --profile …`.
 pub(super) fn program(profile: Option<&Path>) -> String {
     match profile {
         Some(profile) => format!("barid --profile {}", shell_quoted(&profile.display().to_string())),
@@ -152,13 +157,13 @@ pub(super) fn program(profile: Option<&Path>) -> String {
     }
 }
 
-/// One word as a shell takes it.
+/// Quotes one argument for a POSIX shell.
 pub(super) fn shell_quoted(arg: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:@".contains(c);
     if !arg.is_empty() && arg.chars().all(plain) { arg.to_owned() } else { format!("'{}'", arg.replace('\'', r"'\''")) }
 }
 
-/// `command` with its help in the language of `messages`, where the catalogue has it.
+/// Returns `command` with its help in the language of `messages`, where the catalogue has it.
 #[must_use]
 pub(super) fn localize_help(command: clap::Command, messages: &Messages) -> clap::Command {
     localize_help_under(command, messages, "help")
@@ -182,7 +187,7 @@ fn localize_help_under(mut command: clap::Command, messages: &Messages, id: &str
     })
 }
 
-/// What clap itself says: headings, and its own options.
+/// Translates the parts that clap generates: headings, `--help` and `--version`.
 fn headings(mut command: clap::Command, messages: &Messages, is_root: bool) -> clap::Command {
     let heading = |name: &str| messages.find(&format!("help-heading-{name}"), None);
     if let Some(usage) = heading("usage") {
@@ -210,7 +215,8 @@ fn headings(mut command: clap::Command, messages: &Messages, is_root: bool) -> c
     command
 }
 
-/// Of this command's own option, or of one that means the same everywhere.
+/// Returns the help of this command's own argument, or else of an argument that means the same in
+/// every command.
 fn help(messages: &Messages, id: &str, arg: &clap::Arg) -> Option<String> {
     let own = messages.find(&format!("{id}-{}", arg_id(arg)), None);
     own.or_else(|| messages.find(&format!("help-any-{}", arg_id(arg)), None))

@@ -1,8 +1,8 @@
-//! `barid cert check`: whether a certificate is fit for all that it is used for, before anybody depends on it.
+//! `barid cert check`: checks whether a certificate is fit for its use.
 //!
-//! In scope: the judgement that nodes and governors make (`core::certificate`, `transport`): what it is made for, whom it names, that the
-//! verifier reads it, and when it is valid. Out of scope: whether an authority of the roster signed it, and revocation, which depend on a
-//! roster and on lists.
+//! In scope: the same checks that nodes and governors make (`core::certificate`, `transport`):
+//! purpose, subject, whether the verifier can parse it, and validity period. Out of scope: whether
+//! an authority of the roster signed it, and revocation. These depend on a roster and on CRLs.
 
 use std::path::PathBuf;
 
@@ -20,18 +20,18 @@ use super::{Context, Exit, Failure, localize, times};
 use crate::clock;
 use crate::transport::{self, NO_URI, SpiffeId};
 
-/// Which, and what for.
+/// The certificate, and its use.
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
-    /// Certificate in PEM; of a chain the first.
+    /// Certificate in PEM; of a chain the first one is checked.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// What it is for [default: what its SPIFFE ID says; without one an authority].
+    /// Use of the certificate [default: derived from its SPIFFE ID; without one, an authority].
     #[arg(long = "for", value_name = "USE", value_enum)]
     purpose: Option<CertificateUse>,
 }
 
-/// What a certificate may be for.
+/// Uses of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum CertificateUse {
     Node,
@@ -56,12 +56,13 @@ impl CertificateUse {
         }
     }
 
-    /// What its SPIFFE ID says; without a URI an authority's.
+    /// Derives the use from the SPIFFE ID. A certificate without a URI is an authority's.
     fn by_name(certificate: &CertificateDer<'_>) -> Self {
         match transport::named(certificate) {
             Ok(id) if id.is_node() => Self::Node,
             Err(rejection) if rejection.reason == NO_URI => Self::Authority,
-            // With a URI that is no SPIFFE ID, or two of them, it is nobody's; that is what will be said of it.
+            // A URI that is no SPIFFE ID, or a second URI, fits no use. The check of this use then
+            // reports that fault.
             Ok(_) | Err(_) => Self::Person,
         }
     }
@@ -70,21 +71,21 @@ impl CertificateUse {
 /// Why a certificate is not fit for its use.
 #[derive(Debug, thiserror::Error)]
 enum NotFit {
-    /// By what it is made for.
+    /// Its contents do not fit the purpose.
     #[error(transparent)]
     Unfit(#[from] Unfit),
-    /// Nodes do not read it, or it does not name one SPIFFE ID.
+    /// Nodes cannot parse it, or it does not have exactly one SPIFFE ID.
     #[error("{0}")]
     Rejected(String),
-    /// It names a person or system.
+    /// It names a person or system, not a node.
     #[error("it names {0}, not a node: a node's path is `node`")]
     NotNode(SpiffeId),
-    /// It names a node.
+    /// It names a node, not a person or system.
     #[error("it names {0}, a node, not a person or system: their path is not `node`")]
     IsNode(SpiffeId),
 }
 
-/// Judges it for one use; when it is valid is left to the caller.
+/// Checks a certificate for one use. The caller checks the returned validity period.
 fn judge(certificate: &CertificateDer<'_>, used: CertificateUse) -> Result<Validity, NotFit> {
     if used == CertificateUse::Authority {
         return judge_authority(certificate).map_err(NotFit::from);
@@ -98,22 +99,24 @@ fn judge(certificate: &CertificateDer<'_>, used: CertificateUse) -> Result<Valid
     }
 }
 
-/// Judges an authority's certificate as governors do before they sign for it; when it is valid is left to the caller.
+/// Checks an authority's certificate as governors do before they sign a roster that lists it. The
+/// caller checks the returned validity period.
 ///
 /// # Errors
-/// [`Unfit`] with the first reason found.
+/// Returns the first reason found, as [`Unfit`].
 pub(super) fn judge_authority(certificate: &CertificateDer<'_>) -> Result<Validity, Unfit> {
     let validity = transport::examine_authority(certificate)?;
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| Unfit::Unreadable)?;
     match is_self_signed(&parsed).then(|| parsed.verify_signature(None)) {
         Some(Err(X509Error::SignatureVerificationError)) => Err(Unfit::OwnSignature),
-        // A signature that cannot be verified here is not judged: nodes do not look at it.
+        // A signature that cannot be verified here is not judged: nodes do not verify it either.
         _ => Ok(validity),
     }
 }
 
-/// Whether a certificate says that its own key signed it. One that an authority's key signs for its next key has the same names (RFC 5280
-/// section 3.2, self-issued), and tells the keys apart.
+/// Returns whether the certificate claims to be signed with its own key. When an authority's key
+/// signs its successor key, subject and issuer are equal too (self-issued, RFC 5280 section 3.2),
+/// but the key identifiers differ.
 fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
     let (mut own, mut issuer) = (None, None);
     for extension in certificate.extensions() {
@@ -176,7 +179,7 @@ mod tests {
     use crate::cli::output::Output;
     use crate::pki::Authority;
 
-    /// The judgement in one language: what was written, or the words of the failure.
+    /// Runs the command in one language. Returns its output or the text of the failure.
     fn checked(pem: &str, purpose: Option<CertificateUse>, lang: Lang) -> Result<String, String> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("x.pem");
@@ -247,7 +250,8 @@ mod tests {
         extension(oid, content, true)
     }
 
-    /// DER of a NULL; certificatePolicies of 1.2.3; policyConstraints that require a policy; a TLS feature, status_request (RFC 7633).
+    /// DER of a NULL; certificatePolicies of 1.2.3; policyConstraints that require a policy; a TLS
+    /// feature, status_request (RFC 7633).
     const UNKNOWN: (&[u64], &[u8]) = (&[1, 3, 6, 1, 4, 1, 99_999, 1], &[0x05, 0x00]);
     const POLICIES: (&[u64], &[u8]) = (&[2, 5, 29, 32], &[0x30, 0x06, 0x30, 0x04, 0x06, 0x02, 0x2a, 0x03]);
     const POLICY_CONSTRAINTS: (&[u64], &[u8]) = (&[2, 5, 29, 36], &[0x30, 0x03, 0x80, 0x01, 0x00]);
@@ -284,14 +288,14 @@ mod tests {
         let unknown = extension(UNKNOWN.0, UNKNOWN.1, false);
         let pem = authority.issue_changed("node", unknown).unwrap().certificate;
         assert!(checked(&pem, Some(CertificateUse::Node), Lang::En).is_ok());
-        // Without --for, the fault is told as well.
+        // The fault is reported without --for too.
         let pem = authority.issue_changed("node", named(&["https://ma.rabat.example/node"])).unwrap().certificate;
         assert!(checked(&pem, None, Lang::En).unwrap_err().contains("is not a SPIFFE ID"));
         let pem = authority.issue_changed("node", |_| ()).unwrap().certificate;
         assert!(checked(&pem, None, Lang::En).is_ok());
     }
 
-    /// The certificate with these bytes of its DER replaced wherever they are.
+    /// Returns the certificate with all occurrences of these bytes replaced in its DER.
     fn patched(pem: &str, from: &[u8], to: &[u8]) -> String {
         let mut der = certificate::first_der(pem).unwrap();
         let places: Vec<usize> = (0..der.len()).filter(|at| der[*at..].starts_with(from)).collect();
@@ -319,7 +323,7 @@ mod tests {
             let failure = checked(&pem, Some(used), Lang::En).unwrap_err();
             assert!(failure.contains("signed with 1.2.840.10045.4.3.1"), "{failure}");
         }
-        // Nodes do not look at the signature of an authority.
+        // Nodes do not verify the signature of an authority's certificate.
         let pem = patched(&authority.certificate(), &sha256, &sha224);
         assert!(checked(&pem, Some(CertificateUse::Authority), Lang::En).is_ok());
     }

@@ -1,8 +1,10 @@
-//! `barid cert`: `request` makes a key, and the request with which a member's authority certifies it.
+//! `barid cert`: `request` creates a private key and a certificate request for the member's
+//! authority to sign; `check` is in `cert_check`.
 //!
-//! In scope: the key in a file for its owner alone, and a PKCS #10 request (RFC 2986) with the SPIFFE ID and host names in it. Out of scope:
-//! signing it, which an authority does with its own tools (docs/operator.md has a recipe). It needs no node and no network: run it
-//! where the key is to stay.
+//! In scope: the key in a file that only its owner can read, and a PKCS #10 request (RFC 2986) with
+//! the SPIFFE ID and host names. Out of scope: signing the request, which an authority does with
+//! its own tools (docs/operator.md has a recipe). The command needs no node and no network: run it
+//! on the machine where the key stays.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -19,7 +21,7 @@ use super::{Context, Exit, Failure, localize};
 use crate::pki::is_host;
 use crate::transport::SpiffeId;
 
-/// What to do about certificates.
+/// Arguments of `barid cert`.
 #[derive(Debug, Args)]
 pub(super) struct CertArgs {
     #[command(subcommand)]
@@ -30,14 +32,15 @@ pub(super) struct CertArgs {
 enum CertCommand {
     /// Make a key and a request for a certificate, for your member's authority to sign.
     Request(RequestArgs),
-    /// Say whether a certificate is fit for all that it is used for.
+    /// Check whether a certificate is fit for its use.
     Check(CheckArgs),
 }
 
-/// Who asks, and where to.
+/// Subject of the request, and where to write key and request.
 #[derive(Debug, Args)]
 struct RequestArgs {
-    /// Who it is for: `node`, or the path of a person or system as in access.toml, `focal-point/customs-hq`.
+    /// Subject: `node`, or the path of a person or system as in access.toml,
+    /// `focal-point/customs-hq`.
     #[arg(value_name = "PATH")]
     path: String,
     /// Your member's trust domain, `ma.rabat.example` [default: the profile's].
@@ -46,10 +49,10 @@ struct RequestArgs {
     /// Host names or addresses of a node, for clients that check them; several or repeated.
     #[arg(long, value_name = "HOST", value_delimiter = ',')]
     host: Vec<String>,
-    /// File for the private key, readable by you alone; never over another.
+    /// File for the private key, readable only by you; an existing file is never overwritten.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// File for the request; never over another.
+    /// File for the request; an existing file is never overwritten.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
 }

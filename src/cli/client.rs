@@ -1,7 +1,7 @@
-//! A connection to one's own national node, as the person or system that the profile names.
+//! Connects to the own member's node with the identity in the profile.
 //!
-//! In scope: the calls of the API with their limits, and what went wrong in the words of [`Failure`]. Out of scope: TLS and identities
-//! (`tls`); trying again, which each command does in its own way.
+//! In scope: the API calls with their limits and timeouts, and conversion of errors to [`Failure`].
+//! Out of scope: TLS and identities (`tls`); retries, which each command makes in its own way.
 
 use std::time::Duration;
 
@@ -20,36 +20,37 @@ use crate::rpc::audit_client::AuditClient;
 use crate::rpc::focal_point_client::FocalPointClient;
 use crate::rpc::operator_client::OperatorClient;
 
-/// Largest page of history: a hundred envelopes of the largest size would not fit one message; the node sends fewer then.
+/// Largest page of history. A hundred envelopes of the largest size would not fit in one message;
+/// the node then sends fewer.
 const PAGE_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
 
-/// A connection, opened with the first call and again after a loss.
+/// A connection to the node. It connects with the first call, and again after a loss.
 #[derive(Clone)]
 pub(super) struct Client {
     channel: Channel,
     connector: NodeConnector,
     own: Option<OwnCertificate>,
-    /// Longest for one answer; connecting has as long.
+    /// Longest time for one response; connecting has the same limit.
     timeout: Duration,
 }
 
 impl Client {
-    /// Prepares a connection to the profile's node.
+    /// Prepares a connection to the profile's node. The network is not used yet.
     ///
     /// # Errors
-    /// If certificate, key or authority cannot be used. The network is not touched yet.
+    /// Returns an error if the certificate, key or authority cannot be used.
     pub(super) fn open(profile: &Profile) -> Result<Self, Failure> {
         Self::with_timeout(profile, tls::CONNECT_TIMEOUT)
             .map(|client| Self { timeout: Duration::from_secs(deadline::SECONDS), ..client })
     }
 
-    /// As [`Client::open`], with so long for connecting, and so long for each answer.
+    /// As [`Client::open`], with this time limit for connecting and for each response.
     pub(super) fn with_timeout(profile: &Profile, timeout: Duration) -> Result<Self, Failure> {
         let connector = NodeConnector::of(profile, timeout)?;
         Ok(Self { channel: connector.channel()?, connector, own: OwnCertificate::read(profile), timeout })
     }
 
-    /// An answer, or why there is none.
+    /// Returns the response, or the failure that explains why there is none.
     async fn unwrap_or_explain<T>(&self, response: Result<Response<T>, Status>) -> Result<T, Failure> {
         match response {
             Ok(response) => Ok(response.into_inner()),
@@ -57,7 +58,7 @@ impl Client {
         }
     }
 
-    /// FocalPoint.Publish; `timeout` bounds the whole call.
+    /// Calls FocalPoint.Publish; `timeout` bounds the whole call.
     pub(super) async fn publish(
         &self,
         request: proto::PublishRequest,
@@ -66,7 +67,7 @@ impl Client {
         self.unwrap_or_explain(self.focal_point().publish(within(timeout, request)).await).await
     }
 
-    /// FocalPoint.Subscribe, without a bound on its duration.
+    /// Calls FocalPoint.Subscribe; its duration is not bounded.
     pub(super) async fn subscribe(
         &self,
         request: proto::SubscribeRequest,
@@ -75,12 +76,12 @@ impl Client {
         self.unwrap_or_explain(response).await.map_err(Failure::of_reading)
     }
 
-    /// FocalPoint.Acknowledge.
+    /// Calls FocalPoint.Acknowledge.
     pub(super) async fn acknowledge(&self, request: proto::AcknowledgeRequest) -> Result<(), Failure> {
         self.unwrap_or_explain(self.focal_point().acknowledge(within(self.timeout, request)).await).await.map(|_| ())
     }
 
-    /// FocalPoint.ListSubscriptions.
+    /// Calls FocalPoint.ListSubscriptions.
     pub(super) async fn list_subscriptions(
         &self,
         request: proto::ListSubscriptionsRequest,
@@ -88,26 +89,26 @@ impl Client {
         self.unwrap_or_explain(self.focal_point().list_subscriptions(within(self.timeout, request)).await).await
     }
 
-    /// FocalPoint.DeleteSubscription.
+    /// Calls FocalPoint.DeleteSubscription.
     pub(super) async fn delete_subscription(&self, request: proto::DeleteSubscriptionRequest) -> Result<(), Failure> {
         self.unwrap_or_explain(self.focal_point().delete_subscription(within(self.timeout, request)).await)
             .await
             .map(|_| ())
     }
 
-    /// FocalPoint.Get.
+    /// Calls FocalPoint.Get.
     pub(super) async fn get(&self, request: proto::GetRequest) -> Result<proto::GetResponse, Failure> {
         self.unwrap_or_explain(self.focal_point().get(within(self.timeout, request)).await).await
     }
 
-    /// FocalPoint.History.
+    /// Calls FocalPoint.History.
     pub(super) async fn history(&self, request: proto::HistoryRequest) -> Result<proto::HistoryResponse, Failure> {
         let mut client = self.focal_point().max_decoding_message_size(PAGE_BYTES_MAX);
         let response = client.history(within(self.timeout, request)).await;
         self.unwrap_or_explain(response).await.map_err(Failure::of_reading)
     }
 
-    /// Audit.ExportEvidence: what the file comes to, and the whole file.
+    /// Calls Audit.ExportEvidence. Returns the summary and the whole file.
     pub(super) async fn export_evidence(
         &self,
         request: proto::ExportEvidenceRequest,
@@ -115,7 +116,8 @@ impl Client {
         let mut client = AuditClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut pieces = self.unwrap_or_explain(client.export_evidence(within(self.timeout, request)).await).await?;
         let (mut summary, mut file) = (proto::EvidenceSummary::default(), Vec::new());
-        // A large file on a thin line may take long; each piece may not.
+        // The time limit is for each piece, not for the file: a large file may take long on a slow
+        // link.
         let late = |_| Failure::from_status(&tonic::Status::deadline_exceeded(""));
         while let Some(piece) = tokio::time::timeout(self.timeout, pieces.message()).await.map_err(late)?? {
             summary = piece.summary.unwrap_or(summary);
@@ -131,27 +133,27 @@ impl Client {
         Ok((summary, file))
     }
 
-    /// Feeds of which two histories were seen.
+    /// Calls Operator.GetForks: the feeds with a proven equivocation.
     pub(super) async fn forks(&self) -> Result<Vec<proto::Fork>, Failure> {
         let mut client = OperatorClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let response = client.get_forks(within(self.timeout, proto::GetForksRequest {})).await;
         Ok(self.unwrap_or_explain(response).await?.forks)
     }
 
-    /// Follows a feed again of which two histories were seen.
+    /// Calls Operator.ResumeFeed: the node follows a forked feed again.
     pub(super) async fn resume_feed(&self, feed: &str) -> Result<(), Failure> {
         let request = proto::ResumeFeedRequest { feed: feed.to_owned() };
         let response = OperatorClient::new(self.channel.clone()).resume_feed(within(self.timeout, request)).await;
         self.unwrap_or_explain(response).await.map(|_| ())
     }
 
-    /// Operator.GetStatus.
+    /// Calls Operator.GetStatus.
     pub(super) async fn status(&self) -> Result<proto::GetStatusResponse, Failure> {
         let mut client = OperatorClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         self.unwrap_or_explain(client.get_status(within(self.timeout, proto::GetStatusRequest {})).await).await
     }
 
-    /// grpc.health.v1.Health.Check; `timeout` bounds the whole call.
+    /// Calls grpc.health.v1.Health.Check; `timeout` bounds the whole call.
     pub(super) async fn health(&self, service: &str, timeout: Duration) -> Result<ServingStatus, Failure> {
         let request = HealthCheckRequest { service: service.to_owned() };
         let response = HealthClient::new(self.channel.clone()).check(within(timeout, request)).await;

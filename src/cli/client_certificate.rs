@@ -1,7 +1,8 @@
-//! One's own certificate: when it ends, and what it means that a node refuses it.
+//! Checks the client's own certificate: its expiry, and why a node rejects it.
 //!
-//! In scope: warning before the end, and the words for each alert (RFC 8446 §6.2) with which a node refuses a certificate. Out of scope:
-//! asking for a new one (`cert_request`), and what the node knows of it beyond the alert.
+//! In scope: a warning before expiry, and a message for each TLS alert (RFC 8446 §6.2) with which a
+//! node rejects a certificate. Out of scope: requesting a new one (`cert_request`), and what the
+//! node knows beyond the alert.
 
 use std::io;
 use std::time::Duration;
@@ -15,10 +16,11 @@ use super::{Context, Exit, Failure, Profile, localize, times};
 use crate::clock;
 use crate::files::is_readable_by_others;
 
-/// How long before its end a certificate is warned of, if it does not live shorter: time enough to ask an authority for the next.
+/// How long before its expiry a certificate is reported as expiring, unless its lifetime is
+/// shorter. It is enough time to obtain the next one from an authority.
 const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 86_400);
 
-/// When the profile's certificate is valid, in Unix seconds.
+/// Validity period of the profile's certificate, in Unix seconds.
 #[derive(Clone, Debug)]
 pub(super) struct OwnCertificate {
     not_before: i64,
@@ -27,7 +29,8 @@ pub(super) struct OwnCertificate {
 }
 
 impl OwnCertificate {
-    /// `None` if it cannot be read; connecting says so better.
+    /// Reads the profile's certificate. Returns `None` if it cannot be read: connecting reports
+    /// that error better.
     pub(super) fn read(profile: &Profile) -> Option<Self> {
         let chain = tls::certificates(&profile.certificate).ok()?;
         let (_, parsed) = X509Certificate::from_der(chain.first()?).ok()?;
@@ -36,14 +39,15 @@ impl OwnCertificate {
         Some(Self { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp(), path })
     }
 
-    /// Whether it ends soon by this machine's clock: within 30 days, or within the last third of its life if that is shorter.
+    /// Returns whether it expires soon by this machine's clock: within 30 days, or within the last
+    /// third of its lifetime if that is shorter.
     fn is_expiring(&self, now: i64) -> bool {
         let third = self.not_after.saturating_sub(self.not_before) / 3;
         let warning_seconds = third.min(i64::try_from(EXPIRY_WARNING.as_secs()).unwrap_or(i64::MAX));
         (self.not_after.saturating_sub(warning_seconds)..=self.not_after).contains(&now)
     }
 
-    /// The refusal of it that an alert is.
+    /// Returns the failure for the alert with which the node rejected this certificate.
     fn rejection(&self, alert: AlertDescription, now: i64) -> Failure {
         let id = match alert {
             AlertDescription::CertificateExpired if now > self.not_after => "certificate-expired",
@@ -69,7 +73,8 @@ fn now() -> i64 {
     i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX)
 }
 
-/// Says on the error output if the certificate of the profile in use ends soon, or others can read its key.
+/// Writes a warning on the error output if the profile's certificate expires soon, or if other
+/// users can read its key.
 pub(super) fn warn(context: &Context) {
     let Ok(profile) = context.profile() else { return };
     if let Some(own) = OwnCertificate::read(&profile).filter(|own| own.is_expiring(now())) {
@@ -82,8 +87,8 @@ pub(super) fn warn(context: &Context) {
     }
 }
 
-/// What a call failed for: if the node refuses our certificate, why it does. That may be asked for on another connection, as the alert is
-/// easily lost behind what was sent.
+/// Returns why a call failed. If the connection was cut, it asks on a second connection whether the
+/// node rejects this certificate: the alert is easily lost behind data already sent.
 pub(super) async fn explained(
     status: &tonic::Status,
     own: Option<&OwnCertificate>,
@@ -111,10 +116,11 @@ pub(super) async fn explained(
     }
 }
 
-/// Of these the profile is at fault, or at least the first thing to look at.
+/// Failures caused by the profile, or for which the profile is the first thing to check.
 const MISNAMED: [&str; 3] = ["node-other-authority", "node-another", "node-no-tls"];
 
-/// What is wrong where somebody answers that this profile does not know as the node. To try again mends none of it.
+/// Returns the message id if the server that answers is not the node of this profile. A retry
+/// solves none of these faults.
 fn not_the_node(error: &rustls::Error) -> Option<&'static str> {
     use CertificateError::{
         BadSignature, Expired, ExpiredContext, NotValidYet, NotValidYetContext, Other, UnknownIssuer,
@@ -134,7 +140,7 @@ fn not_the_node(error: &rustls::Error) -> Option<&'static str> {
     }
 }
 
-/// The reason as it stands inside of the TLS error.
+/// Returns the text of the reason inside the TLS error.
 fn error_text(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::Other(why)) => why.0.to_string(),
@@ -142,7 +148,8 @@ fn error_text(error: &rustls::Error) -> String {
     }
 }
 
-/// Whether there was a connection, which the other end has ended; not that there was none. HTTP/2 tells an alert as text.
+/// Returns whether a connection existed and the other end closed it. HTTP/2 reports an alert only
+/// as text.
 fn was_cut(error: &(dyn std::error::Error + 'static)) -> bool {
     use io::ErrorKind::{
         AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut,

@@ -1,4 +1,4 @@
-//! Commands against a node that answers as it is told, over real mutual TLS on loopback.
+//! Tests of commands against a scripted node, over real mutual TLS on loopback.
 #![allow(clippy::unwrap_used)]
 
 mod faults;
@@ -33,14 +33,14 @@ use crate::rpc::focal_point_server::{FocalPoint, FocalPointServer};
 const NODE: &str = "spiffe://ne.rabat.example/node";
 const ID: &str = "01976f6e-7c00-7000-8000-000000000001";
 
-/// What the node has been asked, and how often it refuses before it answers.
+/// The requests that the node has received, and how often it is unavailable before it answers.
 #[derive(Clone, Default)]
 struct Node {
     requests: Arc<Mutex<Vec<String>>>,
     unavailable: Arc<Mutex<u32>>,
-    /// What it says to a bulletin of which the id or the wait cannot be.
+    /// The clock and roster by which it rejects a bulletin's id or `wait_for`.
     rejects: Arc<Mutex<Option<faults::Rejects>>>,
-    /// Publishers of a bulletin of [`ID`] beside ne.
+    /// Publishers of a bulletin with [`ID`] besides ne.
     others: Arc<Mutex<Vec<String>>>,
 }
 
@@ -102,7 +102,7 @@ impl FocalPoint for Node {
         }
     }
 
-    /// Two bulletins a stream, then the line is cut.
+    /// Sends two bulletins on each stream, then cuts the connection.
     async fn subscribe(
         &self,
         request: Request<proto::SubscribeRequest>,
@@ -181,7 +181,7 @@ impl FocalPoint for Node {
     }
 }
 
-/// A node on loopback with its authority, and the profile of a focal point beside it.
+/// Starts a node on loopback with its authority, and writes the profile of a focal point.
 async fn node(identity: &str) -> (Node, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -240,7 +240,7 @@ async fn node(identity: &str) -> (Node, TempDir) {
     (node, folder)
 }
 
-/// Runs one command line against the profile in `folder`.
+/// Runs one command line with the profile in `folder`.
 async fn barid(folder: &Path, lang: Lang, args: &[&str]) -> (Result<Exit, Failure>, String) {
     let cli = Cli::try_parse_from(std::iter::once("barid").chain(args.iter().copied())).unwrap();
     let (output, captured): (Output, Captured) = Output::captured(cli.json);
@@ -253,7 +253,7 @@ async fn barid(folder: &Path, lang: Lang, args: &[&str]) -> (Result<Exit, Failur
     (result, text)
 }
 
-/// The profile speaks to another address.
+/// Sets another endpoint in the profile.
 fn at_endpoint(folder: &Path, address: std::net::SocketAddr) {
     let profile = folder.join("client.toml");
     let text = std::fs::read_to_string(&profile).unwrap();
@@ -261,7 +261,7 @@ fn at_endpoint(folder: &Path, address: std::net::SocketAddr) {
     std::fs::write(&profile, text.replace(endpoint, &format!("endpoint = \"{address}\""))).unwrap();
 }
 
-/// The profile knows the members of a roster.
+/// Adds a roster to the profile.
 fn roster_beside(folder: &Path) {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/roster-1.note");
     let profile = folder.join("client.toml");
@@ -340,7 +340,7 @@ async fn watch_acknowledges_named_subscription() {
     assert_eq!(result.unwrap(), Exit::Ok);
     assert!(text.contains("EXERCICE"), "{text}");
     assert_eq!(*node.requests.lock(), ["desk ", "acknowledged 12"]);
-    // It says where to begin only if that is said to it.
+    // It sends a start position only with --from.
     let args = ["watch", "--subscription", "desk", "--from", "beginning", "--count", "2"];
     barid(folder.path(), Lang::Fr, &args).await.0.unwrap();
     assert_eq!(node.requests.lock()[2], "desk beginning");
@@ -360,7 +360,7 @@ async fn watch_with_cursor_file_resumes_without_duplicates() {
     assert_eq!(watch_once().await, [("11".into(), "Cw".into())]);
     assert_eq!(watch_once().await, [("12".into(), "DA".into())]);
     assert_eq!(*node.requests.lock(), ["beginning", "after 11"]);
-    // The place is kept before anything is shown: what cannot be kept is known at once.
+    // The cursor is saved before the first bulletin is shown, so an unwritable file fails at once.
     let nowhere = folder.path().join("missing/cursor.json").display().to_string();
     let args = ["watch", "--cursor", &nowhere, "--from", "beginning", "--count", "1"];
     let (result, text) = barid(folder.path(), Lang::En, &args).await;
@@ -435,7 +435,7 @@ async fn ambiguous_bulletin_id_is_rejected() {
 
 #[tokio::test(start_paused = true)]
 async fn timeout_bounds_whole_command_with_unresponsive_peer() {
-    // Whoever connects is held in the listener's queue and never answered.
+    // A client waits in the listener's queue and never gets an answer.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (_node, folder) = node(NODE).await;
     let draft = draft(folder.path(), |_| {});
@@ -453,7 +453,7 @@ async fn timeout_bounds_whole_command_with_unresponsive_peer() {
         let begun = tokio::time::Instant::now();
         let (result, text) = barid(folder.path(), Lang::En, args).await;
         assert_eq!(result.unwrap_err().exit_code(), Exit::NotReached, "{args:?}: {text}");
-        // By the clock of the test, which stands still but for what is waited for.
+        // The test's clock is paused and advances only by what is waited for.
         let elapsed_ms = begun.elapsed().as_millis();
         assert!((1_900..=2_100).contains(&elapsed_ms), "{args:?} took {elapsed_ms} ms: {text}");
         let expected = if args[0] == "publish" { "--id " } else { "within 2 s" };

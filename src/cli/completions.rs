@@ -1,11 +1,11 @@
-//! `barid completions`: what a shell needs to complete our commands.
+//! `barid completions`: writes a completion script for a shell.
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use super::{Cli, Context, Exit, Failure};
 
-/// For which shell.
+/// The shell.
 #[derive(Debug, Args)]
 pub(super) struct CompletionsArgs {
     /// Shell.
@@ -13,7 +13,7 @@ pub(super) struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Writes the script.
+/// Writes the script to standard output.
 pub(super) fn run(context: &Context, args: &CompletionsArgs) -> Result<Exit, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "barid", &mut script);

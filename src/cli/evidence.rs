@@ -1,6 +1,7 @@
-//! `barid evidence`: the file that proves a bulletin offline.
+//! `barid evidence`: exports the file that proves a bulletin offline.
 //!
-//! In scope: asking the node and writing the file whole or not at all. Out of scope: what is in it and what it proves (`verify`).
+//! In scope: requesting the file from the node, and writing it atomically. Out of scope: its
+//! contents and what it proves (`verify`).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,13 +17,13 @@ use super::deadline::TimeoutArgs;
 use super::render::Render;
 use super::{Context, Exit, Failure, localize, message, show, times};
 
-/// Which bulletin, and where to.
+/// The bulletin, and where to write the file.
 #[derive(Debug, Args)]
 pub(super) struct EvidenceArgs {
     /// Bulletin: `ne/0197…`, or the id alone.
     #[arg(value_name = "MEMBER/ID")]
     bulletin: BulletinRef,
-    /// Member that published it, where several have published one of this id.
+    /// Member that published it, if several have published one with this id.
     #[arg(long, value_name = "MEMBER")]
     member: Option<Member>,
     /// File to write; `-` writes to standard output [default: ID.barid].
@@ -35,7 +36,7 @@ pub(super) struct EvidenceArgs {
     pub(super) within: TimeoutArgs,
 }
 
-/// Writes it.
+/// Exports the evidence.
 pub(super) async fn run(context: &Context, args: &EvidenceArgs) -> Result<Exit, Failure> {
     let path = args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.barid", args.bulletin.id)));
     let to_stdout = path.as_os_str() == "-";
@@ -90,8 +91,8 @@ fn summary_lines(context: &Context, render: &Render<'_>, path: &Path, summary: &
     lines
 }
 
-/// Writes beside the place and moves there: a reader finds the whole file or none. For its owner's eyes only, since it holds the
-/// bulletin.
+/// Writes a temporary file beside `path` and renames it: a reader finds the whole file or none.
+/// Only its owner can read it, because it contains the bulletin.
 fn write(path: &Path, bytes: &[u8], replace: bool) -> std::io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder)?;

@@ -1,4 +1,4 @@
-//! `barid exchange init`: a development exchange in a folder.
+//! `barid exchange init`: creates a development exchange in a folder.
 
 use std::path::PathBuf;
 
@@ -9,30 +9,30 @@ use clap::{Args, Subcommand};
 use super::{Context, Exit, Failure};
 use crate::pki::{self, DevelopMember, DevelopOptions, MEMBERS_MAX, Owner, PkiError, Place};
 
-/// The demonstration's members.
+/// The demo's members.
 const FULL_MEMBERS: &str = "ma,ly,tn,ne";
 
-/// The same bound as an argument has it.
+/// The limit on members, in the type of the argument parser.
 const COUNT_MAX: i64 = MEMBERS_MAX as i64;
 
-/// What `exchange` is told.
+/// Arguments of `barid exchange`.
 #[derive(Debug, Args)]
 pub(super) struct ExchangeArgs {
     #[command(subcommand)]
     command: ExchangeCommand,
 }
 
-/// What to do with an exchange.
+/// Subcommands of `barid exchange`.
 #[derive(Debug, Subcommand)]
 enum ExchangeCommand {
     /// Make roster, authorities, keys and configurations for development.
     Init(InitArgs),
 }
 
-/// What `exchange init` is told.
+/// Arguments of `barid exchange init`.
 #[derive(Debug, Args)]
 struct InitArgs {
-    /// Folder to make it in.
+    /// Folder to create the exchange in.
     #[arg(long, value_name = "FOLDER", default_value = "certs")]
     dir: PathBuf,
     /// Name of the exchange.
@@ -41,7 +41,8 @@ struct InitArgs {
     /// Full members.
     #[arg(long, value_name = "CODE", value_delimiter = ',', default_value = FULL_MEMBERS)]
     members: Vec<Member>,
-    /// So many full members, in place of their codes: the four that are known, then made-up organisations.
+    /// Number of full members, instead of their codes: the four of the demo, then made-up
+    /// organisations.
     #[arg(long, value_name = "N", conflicts_with = "members", value_parser = clap::value_parser!(u16).range(1..=COUNT_MAX))]
     count: Option<u16>,
     /// Observers: TLP:GREEN in the working group `information`.
@@ -50,31 +51,34 @@ struct InitArgs {
     /// Partners: TLP:GREEN in every working group.
     #[arg(long, value_name = "CODE", value_delimiter = ',')]
     partners: Vec<Member>,
-    /// Port of the first member's exchange listener; its API is one higher, the next member ten.
+    /// Port of the first member's exchange listener; its API port is one higher, the next member's
+    /// ports ten higher.
     #[arg(long, value_name = "PORT", default_value_t = 7400)]
     base_port: u16,
     /// The same ports for every member: each node has a machine or a container of its own.
     #[arg(long)]
     same_ports: bool,
-    /// Address, or a name of it, that the nodes listen on; `CODE` stands for the member's code.
+    /// Address, or a host name, that the nodes listen on; `CODE` is replaced by the member's code.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     bind: String,
-    /// The same for the API, where a member's own people come in [default: as --bind].
+    /// The same for the API, which a member's own clients use [default: as --bind].
     #[arg(long, value_name = "ADDRESS")]
     bind_api: Option<String>,
-    /// Host under which a member is reached; `CODE` stands for its code.
+    /// Host at which a member is reached; `CODE` is replaced by its code.
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     host: String,
-    /// Host under which a member's own people reach the API; `CODE` stands for its code [default: as --host].
+    /// Host at which a member's own clients reach the API; `CODE` is replaced by its code [default:
+    /// as --host].
     #[arg(long, value_name = "HOST")]
     host_api: Option<String>,
-    /// Folder for the keys that no node needs: of governors, authorities and the next epoch [default: beside the others].
+    /// Folder for the keys that no node needs: of governors, authorities and the next epoch
+    /// [default: beside the others].
     #[arg(long, value_name = "FOLDER")]
     offline: Option<PathBuf>,
-    /// User and group, by number, to whom the members' folders shall belong.
+    /// Numeric user and group that own the members' folders.
     #[arg(long, value_name = "USER:GROUP")]
     owner: Option<Owner>,
-    /// Leave an exchange that is there already as it is, and end well.
+    /// Leave an existing exchange as it is, and exit with code 0.
     #[arg(long)]
     once: bool,
 }
@@ -104,7 +108,7 @@ pub(super) fn run(context: &Context, args: &ExchangeArgs) -> Result<Exit, Failur
 }
 
 impl InitArgs {
-    /// Who takes part, as what: full members first.
+    /// Returns the members with their kinds; full members first.
     fn kinds(&self) -> Result<Vec<(Member, MemberKind)>, Failure> {
         let full: Vec<Member> = match self.count {
             Some(count) => {

@@ -1,7 +1,8 @@
-//! How the command line fails: what happened, why, what to do next, and the exit code.
+//! The error type of the command line: what failed, why, what to do, and the exit code.
 //!
-//! In scope: one type for all commands, its form for people (in their language) and for machines, and the one map from a node's answer
-//! (`tonic::Status` with google.rpc details) to it. Out of scope: the errors themselves, which belong to their modules.
+//! In scope: one type for all commands, its text in the reader's language and its JSON form, and
+//! the one map from a node's error (`tonic::Status` with google.rpc details). Out of scope: the
+//! errors of other modules.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,45 +17,47 @@ use tonic_types::StatusExt;
 use super::messages::{Arg, Messages, clean};
 use super::output::Output;
 
-/// How a run ended. The numbers are part of the interface: scripts and containers rely on them.
+/// Exit code of a run. The numbers are part of the interface: scripts and containers rely on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// 0: done. For `verify`: witnessed.
+    /// 0: success. For `verify`: witnessed.
     Ok = 0,
-    /// 1: refused or failed.
+    /// 1: failed, or rejected or denied by the node.
     Failure = 1,
-    /// 2: the command line or a file named on it cannot be used as it stands.
+    /// 2: the command line, or a file named on it, cannot be used.
     Usage = 2,
-    /// 3: not reached in time: the node did not answer, or a wait ended before it was fulfilled.
+    /// 3: not reached in time: the node did not answer, or the awaited condition did not occur.
     NotReached = 3,
-    /// 10, `verify`: signed by the feed, not witnessed by a quorum. `roster verify`: signed by its own governors, not tied to a trusted
-    /// roster.
+    /// 10, `verify`: signed by the feed, but not witnessed by a quorum. `roster verify`: signed by
+    /// its own governors, but not linked to a trusted roster.
     SignedOnly = 10,
-    /// 11, `verify`: signed by a key that the roster has since closed, and not witnessed. `roster verify`: a second roster of one version.
+    /// 11, `verify`: signed by a key of an epoch that the roster has since closed, and not
+    /// witnessed. `roster verify`: a second roster of one version.
     Disputed = 11,
-    /// 12, `verify`: the file does not prove what it says. `roster verify`: not signed as it must be, or no roster.
+    /// 12, `verify`: the file does not prove its content. `roster verify`: signatures are missing
+    /// or invalid, or the file is no roster.
     Invalid = 12,
-    /// 13, `verify`: nothing can be said with this roster; a newer one is needed.
+    /// 13, `verify`: this roster does not suffice to decide; a newer one is needed.
     Undecided = 13,
-    /// 14, `verify`: the file proves that one feed's key signed two histories.
+    /// 14, `verify`: the file proves an equivocation: one feed's key signed two trees.
     Equivocation = 14,
 }
 
-/// One field that a node refused.
+/// One field that a node rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     /// Path: `header.handling.tlp`.
     pub field: String,
-    /// The value found and what was expected, in English.
+    /// The value found and the value expected, in English.
     pub description: String,
-    /// Code of the rule that it breaks, and the values in the rule's text; empty if the node does not say.
+    /// Code of the rule that the field breaks; empty if the node sends none.
     pub rule: String,
-    /// These values.
+    /// Values for the placeholders of the rule's text.
     pub values: Vec<String>,
 }
 
 impl Field {
-    /// A field error of this program's own.
+    /// Converts a field error found by this program itself.
     pub(super) fn of(error: &FieldError) -> Self {
         let rule = Rule::of(&error.expected);
         let (rule, values) = rule.map_or_else(Default::default, |rule| (rule.code.to_owned(), rule.values));
@@ -62,7 +65,8 @@ impl Field {
         Self { field: error.field.clone(), description, rule, values }
     }
 
-    /// What was found and expected, in the reader's language if the catalogue has the rule.
+    /// Returns the found and expected values in the reader's language, or in English if the
+    /// catalogue lacks the rule.
     pub(super) fn localize(&self, messages: &Messages) -> String {
         let mut args = FluentArgs::new();
         for (place, value) in (1..).zip(&self.values) {
@@ -81,7 +85,7 @@ impl Field {
     }
 }
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug)]
 pub struct Failure {
     id: &'static str,
@@ -94,77 +98,79 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Message `error-<id>` of the catalogue with its attributes `.why` (unless there is a cause) and `.next`; ends with
-    /// [`Exit::Failure`].
+    /// Creates a failure with message `error-<id>` of the catalogue and its attributes `.why`
+    /// (unless there is a cause) and `.next`. Its exit code is [`Exit::Failure`].
     #[must_use]
     pub fn new(id: &'static str) -> Self {
         let (args, fields) = (Vec::new(), Vec::new());
         Self { id, exit: Exit::Failure, args, cause: None, fields, retry_after_ms: None, source: None }
     }
 
-    /// A command line, or a file named on it, that cannot be used.
+    /// Creates a failure of the command line, or of a file named on it.
     #[must_use]
     pub fn usage(id: &'static str) -> Self {
         Self { exit: Exit::Usage, ..Self::new(id) }
     }
 
-    /// The reader of our output has gone, as `head` does: no failure at all.
+    /// Creates the result for a closed output pipe, as with `head`. It is no failure: nothing is
+    /// shown and the exit code is 0.
     #[must_use]
     pub fn closed_output() -> Self {
         Self { exit: Exit::Ok, ..Self::new(CLOSED_OUTPUT) }
     }
 
-    /// With another exit code.
+    /// Sets the exit code.
     #[must_use]
     pub fn exit(self, exit: Exit) -> Self {
         Self { exit, ..self }
     }
 
-    /// The same fault told with another message.
+    /// Sets another message.
     #[must_use]
     pub fn with_id(self, id: &'static str) -> Self {
         Self { id, ..self }
     }
 
-    /// With a value for the message.
+    /// Adds a value for the message.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: &(impl ToString + ?Sized)) -> Self {
         self.args.push((name, value.to_string()));
         self
     }
 
-    /// With a file for the message's `path`.
+    /// Adds the message's `path`.
     #[must_use]
     pub fn path(self, path: &Path) -> Self {
         self.with("path", &path.display())
     }
 
-    /// With a reason in the words of whatever failed, its sources included.
+    /// Sets the cause: the text of `error` and its sources.
     #[must_use]
     pub fn because(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
         self.cause = Some(chain(error));
         self
     }
 
-    /// With a reason in words.
+    /// Sets the cause as text.
     #[must_use]
     pub fn cause(mut self, cause: impl Into<String>) -> Self {
         self.cause = Some(cause.into()).filter(|cause: &String| !cause.is_empty());
         self
     }
 
-    /// With fields at fault.
+    /// Sets the fields at fault.
     #[must_use]
     pub fn fields(mut self, fields: Vec<Field>) -> Self {
         self.fields = fields;
         self
     }
 
-    /// With the place in a text where it went wrong: `line` and `column` from 1, as parsers count them.
+    /// Sets the position of the fault in a text; `line` and `column` count from 1, as parsers
+    /// report them.
     #[must_use]
     pub fn at(mut self, name: &str, text: &str, line: usize, column: usize) -> Self {
         let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
-        // A line that no screen holds shows nobody the place.
+        // An excerpt of a very long line would not show the position on any screen.
         if text[start.min(text.len())..].lines().next().is_some_and(|line| line.len() > EXCERPT_LINE_BYTES_MAX) {
             return self;
         }
@@ -176,13 +182,13 @@ impl Failure {
         self
     }
 
-    /// A refused question is not a refused bulletin.
+    /// Converts the failure of a read call: its arguments were rejected, not a bulletin.
     #[must_use]
     pub fn of_reading(self) -> Self {
         if self.id == "rejected-fields" { self.with_id("rejected-arguments") } else { self }
     }
 
-    /// Where only `--wait-for` is at fault, the command line is, and not the bulletin.
+    /// Converts a rejection of `wait_for` fields only: `--wait-for` is wrong, not the bulletin.
     #[must_use]
     pub fn of_waiting(mut self) -> Self {
         if self.fields.is_empty() || !self.fields.iter().all(|field| field.field.starts_with("wait_for")) {
@@ -191,12 +197,12 @@ impl Failure {
         for field in &mut self.fields {
             "--wait-for".clone_into(&mut field.field);
         }
-        // It only repeats the fields, in the node's words.
+        // The cause only repeats the fields in English.
         self.cause = None;
         self.with_id("wait-for").exit(Exit::Usage)
     }
 
-    /// What could not be written out has been published all the same.
+    /// Converts a failure to write the receipt: the bulletin is published all the same.
     #[must_use]
     pub fn of_published(self, id: &str, again: &str) -> Self {
         if self.id == CLOSED_OUTPUT {
@@ -206,18 +212,19 @@ impl Failure {
         }
     }
 
-    /// From a node's refusal of `what` (an rpc's name, for machines).
+    /// Maps a node's status to a failure.
     #[must_use]
     pub fn from_status(status: &tonic::Status) -> Self {
         use tonic::Code;
-        // A source is ours: the line was cut, not answered. What the node says itself has none.
+        // A source means that the connection failed on this side; a status sent by the node has
+        // none.
         let cut = std::error::Error::source(status).is_some();
         let (id, exit) = match status.code() {
             Code::Unknown | Code::Internal if cut => ("unavailable", Exit::NotReached),
-            // The connection was closed under the call.
+            // The connection was closed during the call.
             Code::Cancelled if cut => ("unavailable", Exit::NotReached),
             Code::Unavailable => ("unavailable", Exit::NotReached),
-            // Cancelled is what our own side says when its time is over.
+            // Cancelled is the local status at the end of the time limit.
             Code::DeadlineExceeded | Code::Cancelled => ("deadline", Exit::NotReached),
             Code::Unauthenticated => ("unauthenticated", Exit::Failure),
             Code::PermissionDenied => ("permission-denied", Exit::Failure),
@@ -232,7 +239,7 @@ impl Failure {
         };
         let details = status.get_error_details();
         let mut cause = status.message().to_owned();
-        // The rules that fields break are told with the fields.
+        // With field violations, the metadata holds the rules, which are shown with the fields.
         let rules = details.error_info().map(|info| &info.metadata);
         if let Some(info) = details.error_info().filter(|_| details.bad_request().is_none()) {
             let mut metadata: Vec<String> = info.metadata.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -263,7 +270,7 @@ impl Failure {
         failure
     }
 
-    /// What a node says by these reasons has words in every language.
+    /// Selects the message for reasons that the catalogue has in every language.
     fn by_reason(self, reason: &str, info: &HashMap<String, String>) -> Self {
         let value = |key: &str| info.get(key).cloned().unwrap_or_default();
         let (id, keys): (_, &[&'static str]) = match reason {
@@ -276,32 +283,33 @@ impl Failure {
         keys.iter().fold(Self { cause: None, ..self.with_id(id) }, |failure, key| failure.with(key, &value(key)))
     }
 
-    /// The exit code.
+    /// Returns the exit code.
     #[must_use]
     pub fn exit_code(&self) -> Exit {
         self.exit
     }
 
-    /// The catalogue's id, for machines.
+    /// Returns the catalogue's id, for scripts.
     #[must_use]
     pub fn id(&self) -> &'static str {
         self.id
     }
 
-    /// The values in a rule that a field breaks.
+    /// Returns the values of `rule` if `field` breaks it.
     #[must_use]
     pub fn rule_values(&self, field: &str, rule: &str) -> Option<&[String]> {
         let broken = self.fields.iter().find(|broken| broken.field == field && broken.rule == rule);
         broken.map(|broken| broken.values.as_slice())
     }
 
-    /// Milliseconds after which the node asked to be tried again.
+    /// Returns the delay in milliseconds that the node requested before a retry.
     #[must_use]
     pub fn retry_after_ms(&self) -> Option<u64> {
         self.retry_after_ms
     }
 
-    /// Shows it on the error output: for people in their language, or as one JSON object.
+    /// Writes the failure on the error output: as text in the reader's language, or as one JSON
+    /// object.
     pub fn show(&self, messages: &Messages, output: &Output) {
         if self.id == CLOSED_OUTPUT {
             return;
@@ -358,7 +366,7 @@ impl Failure {
         lines
     }
 
-    /// Its first sentence.
+    /// Returns the first sentence of the message.
     #[must_use]
     pub fn heading(&self, messages: &Messages) -> String {
         self.sentence(messages, "").unwrap_or_default()
@@ -379,7 +387,7 @@ impl Failure {
         messages.find(&format!("error-{}{attribute}", self.id), Some(&args))
     }
 
-    /// The lines of the text around the fault, as miette draws them.
+    /// Returns the lines around the fault as miette renders them.
     fn excerpt(&self, output: &Output) -> Vec<String> {
         let Some(source) = &self.source else { return Vec::new() };
         let theme =
@@ -389,12 +397,12 @@ impl Failure {
         if GraphicalReportHandler::new_themed(theme).with_context_lines(1).render_report(&mut text, &excerpt).is_err() {
             return Vec::new();
         }
-        // The first line is the diagnostic's own message, which stands in our heading.
+        // The first line is the diagnostic's own message, which the heading already has.
         text.lines().skip(1).filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
     }
 }
 
-/// Longest line of a file that is shown to point into it.
+/// Longest line of a file of which an excerpt is shown.
 const EXCERPT_LINE_BYTES_MAX: usize = 500;
 
 const CLOSED_OUTPUT: &str = "closed-output";
@@ -415,7 +423,7 @@ impl From<tonic::Status> for Failure {
     }
 }
 
-/// A place in a file, for miette.
+/// A position in a file, for miette.
 #[derive(Debug)]
 struct Excerpt<'a> {
     source: &'a NamedSource<String>,
@@ -440,7 +448,7 @@ impl miette::Diagnostic for Excerpt<'_> {
     }
 }
 
-/// An error and its sources in one line.
+/// Returns an error and its sources in one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     clean(&crate::error_chain::one_line(error))
 }

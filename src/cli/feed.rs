@@ -1,6 +1,8 @@
-//! `barid feed`: feeds of which two histories were seen: which, the proof, and following one again.
+//! `barid feed`: lists feeds with a proven equivocation, exports the proof, and resumes following a
+//! forked feed.
 //!
-//! In scope: asking the node as its operator or auditor. Out of scope: finding and proving (`exchange`), verifying the file (`verify`).
+//! In scope: the calls to the node as its operator or auditor. Out of scope: detection and proof
+//! (`exchange`), verifying the file (`verify`).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,7 +15,7 @@ use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::{Context, Exit, Failure, localize, message};
 
-/// What to do about them.
+/// Arguments of `barid feed`.
 #[derive(Debug, Args)]
 pub(super) struct FeedArgs {
     #[command(flatten)]
@@ -24,11 +26,11 @@ pub(super) struct FeedArgs {
 
 #[derive(Debug, Subcommand)]
 enum FeedCommand {
-    /// List the feeds of which two histories were seen.
+    /// List the feeds that have forked.
     Forks,
-    /// Write the file that proves two histories of a feed, for `barid verify`.
+    /// Write the file that proves the fork of a feed, for `barid verify`.
     Evidence(EvidenceArgs),
-    /// Follow such a feed again, from what the node holds of it.
+    /// Follow a forked feed again, from the state that the node holds.
     Resume(ResumeArgs),
 }
 
@@ -37,7 +39,7 @@ struct EvidenceArgs {
     /// Feed: `ma.rabat.example/feed/1`.
     #[arg(value_name = "FEED")]
     feed: FeedId,
-    /// File to write; never over another.
+    /// File to write; an existing file is never overwritten.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
 }

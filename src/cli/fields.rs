@@ -1,7 +1,8 @@
-//! Every field of a message for people: labels and values by the message's description, whatever its kind.
+//! Renders all fields of any message as labels and values, by its descriptor.
 //!
-//! In scope: labels from the catalogues, by message and field or by field alone, or else the field's own name; words of vocabularies; times,
-//! digests and lists. Out of scope: what is made much of (`render`), and JSON (`message`).
+//! In scope: labels from the catalogues, by message and field or by field alone, or else the
+//! field's own name; vocabulary terms; times, digests and lists. Out of scope: fields with a layout
+//! of their own (`render`), and JSON (`message`).
 
 use barid_core::bulletin::times::Time;
 use barid_core::json::{raw_time, timestamp};
@@ -13,7 +14,7 @@ use super::messages::clean;
 use super::render::{Pair, Render, join_with, kebab};
 use super::times;
 
-/// Fields whose words are in the catalogues, and under which name.
+/// Fields with vocabulary terms, and the vocabulary's name in the catalogues.
 const VOCABULARIES: [(&str, &str); 12] = [
     ("status", "status"),
     ("msg_type", "msg-type"),
@@ -28,16 +29,17 @@ const VOCABULARIES: [(&str, &str); 12] = [
     ("outcome", "outcome"),
     ("reason", "reason"),
 ];
-/// Fields that hold members' codes.
+/// Fields that contain members' codes.
 const MEMBERS: [&str; 2] = ["member", "releasable_to"];
-/// Bytes up to this length are shown in hex, as digests and keys are everywhere; longer ones in base64, as in JSON.
+/// Longest value shown in hex, in bytes, as digests and keys are everywhere. Longer ones are shown
+/// in base64, as in JSON.
 const HEX_BYTES_MAX: usize = 64;
-/// Columns up to which the items of a list share a line.
+/// Longest list item, in columns, that shares a line with others.
 const SHARED_LINE_CHARS_MAX: usize = 24;
 
 impl Render<'_> {
-    /// Labels and values of all fields but those named in `without`. What lies in a message of its own follows with its own labels; of a list
-    /// of messages each is one value.
+    /// Returns labels and values of all fields except those named in `without`. The fields of a
+    /// nested message follow with their own labels; each message of a list is one value.
     #[must_use]
     pub(super) fn fields(&self, message: &DynamicMessage, without: &[&str]) -> Vec<Pair> {
         let mut pairs = Vec::new();
@@ -59,7 +61,7 @@ impl Render<'_> {
         pairs
     }
 
-    /// A field's name in the reader's language.
+    /// Returns a field's label in the reader's language.
     #[must_use]
     pub(super) fn label(&self, field: &FieldDescriptor) -> String {
         let (message, name) = (kebab(field.parent_message().name()), field.name().replace('_', "-"));
@@ -104,12 +106,12 @@ impl Render<'_> {
     }
 }
 
-/// A time with all its digits: `2026-11-23 20:05:11.250 UTC`.
+/// Returns a time with all its digits: `2026-11-23 20:05:11.250 UTC`.
 fn exact(time: Time) -> String {
     times::spaced(&time.to_string())
 }
 
-/// What a message has in the place of a time, marked: what is no instant of the years 1 to 9999 has no other text.
+/// Returns the raw value of a timestamp outside the years 1 to 9999, marked. It has no other text.
 pub(super) fn marked(at: &pbjson_types::Timestamp) -> String {
     format!("⚠ {}", raw_time(at))
 }

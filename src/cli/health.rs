@@ -1,7 +1,8 @@
 //! `barid health`: whether the node serves, as an exit code for containers and scripts.
 //!
-//! A node whose store is damaged serves what can be read: it is said in words, and the exit code is that of a node that serves, as a restart
-//! would mend nothing. Out of scope: how well it does (`status`).
+//! A node with a damaged store serves what can be read. The damage is reported as text, but the
+//! exit code is 0, because a restart would repair nothing. Out of scope: details of the node's
+//! status (`status`).
 
 use std::time::Duration;
 
@@ -13,24 +14,24 @@ use super::client::Client;
 use super::{Context, Exit, Failure, localize};
 use crate::api::STORE;
 
-/// How long to wait.
+/// Arguments of `barid health`.
 #[derive(Debug, Args)]
 pub(super) struct HealthArgs {
     /// Seconds to wait for an answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(super) timeout: u64,
-    /// gRPC service to ask about; empty: the node as a whole.
+    /// gRPC service to check; empty: the node as a whole.
     #[arg(long, value_name = "SERVICE", default_value = "")]
     service: String,
 }
 
-/// Asks.
+/// Checks the node's health.
 pub(super) async fn run(context: &Context, args: &HealthArgs) -> Result<Exit, Failure> {
     let timeout = Duration::from_secs(args.timeout);
     let client = Client::with_timeout(&context.profile()?, timeout)?;
     let status = client.health(&args.service, timeout).await?;
     let serving = status == ServingStatus::Serving;
-    // A node of an older version does not know of it.
+    // A node of an older version does not have this service.
     let damaged = serving
         && args.service.is_empty()
         && matches!(client.health(STORE, timeout).await, Ok(ServingStatus::NotServing));

@@ -1,6 +1,6 @@
-//! `barid history`: what has arrived at one's node, newest first.
+//! `barid history`: lists the bulletins that arrived at the own member's node, newest first.
 //!
-//! In scope: paging until enough is shown. Out of scope: what one bulletin says in full (`show`).
+//! In scope: paging until the limit is reached. Out of scope: one bulletin in full (`show`).
 
 use barid_core::proto;
 use clap::Args;
@@ -15,10 +15,11 @@ use super::messages::Arg;
 use super::render::{Reading, Render};
 use super::{Context, Exit, Failure, args, localize, message, times};
 
-/// Bulletins asked for at once: one page of any size up to the limit fits a message.
+/// Largest page that is requested: with this size, a page of bulletins up to the size limit fits in
+/// a message.
 const PAGE_SIZE_MAX: u32 = 100;
 
-/// Which part of the history.
+/// Selection of bulletins.
 #[derive(Debug, Args)]
 pub(super) struct HistoryArgs {
     #[command(flatten)]
@@ -29,10 +30,10 @@ pub(super) struct HistoryArgs {
     /// Sent at or before this time.
     #[arg(long, value_name = "TIME", value_parser = times::parse)]
     until: Option<Timestamp>,
-    /// At most so many bulletins.
+    /// Maximum number of bulletins.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
-    /// Go on with the page after the one that ended with this.
+    /// Continue after the page that ended with this token.
     #[arg(long, value_name = "PAGE")]
     before: Option<String>,
     #[command(flatten)]
@@ -96,7 +97,7 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
     whole(context, &damaged)
 }
 
-/// What could be read was shown; what could not is named, newest first.
+/// Reports the entries that cannot be read, newest first; the other entries are shown.
 fn whole(context: &Context, damaged: &[proto::DamagedEntry]) -> Result<Exit, Failure> {
     if damaged.is_empty() {
         return Ok(Exit::Ok);
@@ -107,7 +108,7 @@ fn whole(context: &Context, damaged: &[proto::DamagedEntry]) -> Result<Exit, Fai
     Err(Failure::new("damaged").cause(context.messages.text("history-damaged")))
 }
 
-/// An entry that cannot be read, by its arrival, feed and index.
+/// Returns the line for a damaged entry: offset, feed and index.
 pub(super) fn damage(context: &Context, damaged: &proto::DamagedEntry) -> String {
     let entry = match damaged.feed.as_str() {
         "" => format!("#{}", damaged.offset),
@@ -116,7 +117,7 @@ pub(super) fn damage(context: &Context, damaged: &proto::DamagedEntry) -> String
     localize!(context.messages, "entry-damaged", entry = &entry)
 }
 
-/// What in a filter is not known at the node, or not granted.
+/// Warns of filter values that the node does not know or does not grant.
 pub(super) fn warn(context: &Context, warnings: &[proto::FilterWarning]) {
     let messages = &context.messages;
     for warning in warnings {
@@ -136,7 +137,7 @@ pub(super) fn warn(context: &Context, warnings: &[proto::FilterWarning]) {
     }
 }
 
-/// The command that shows the page after this one, as a shell takes it.
+/// Returns the shell command that shows the next page.
 fn next(context: &Context, args: &HistoryArgs, before: &str) -> String {
     let filter = &args.filter;
     let text = |at: &Option<Timestamp>| at.as_ref().map(times::rfc3339).into_iter().collect();

@@ -1,7 +1,9 @@
-//! `barid keys`: a signing key of a member or a governor, for the roster; above all that of an epoch to come, made in advance and kept offline.
+//! `barid keys`: creates a signing key of a member or a governor. Its main use is the key of a
+//! later epoch, made in advance and stored offline.
 //!
-//! In scope: making it, and the lines for the roster. Out of scope: using it (`node`, `recover`, `roster sign`). It needs no node and no network:
-//! run it where the key is to stay.
+//! In scope: creating the key, and its lines for the roster. Out of scope: using it (`node`,
+//! `recover`, `roster sign`). The command needs no node and no network: run it on the machine where
+//! the key stays.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -16,19 +18,20 @@ use serde_json::json;
 
 use super::{Context, Exit, Failure, localize};
 
-/// Whose key, and where to.
+/// Owner and role of the key, and where to write it.
 #[derive(Debug, Args)]
 pub(super) struct KeysArgs {
-    /// File to write, readable by you alone; never over another.
+    /// File to write, readable only by you; an existing file is never overwritten.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// What it signs: the member's feed, cosignatures of others' feeds, custody notes, or rosters.
+    /// What the key signs: the member's feed, cosignatures of others' feeds, custody notes, or
+    /// rosters.
     #[arg(long, value_name = "ROLE", value_enum, default_value_t = Signs::Feed)]
     role: Signs,
-    /// Member whose key it will be [default: the profile's].
+    /// Member that owns the key [default: the profile's].
     #[arg(long, value_name = "MEMBER")]
     member: Option<Member>,
-    /// Newest roster note: it says which epochs have keys [default: the profile's].
+    /// Newest roster note; it lists the epochs that have keys [default: the profile's].
     #[arg(long, value_name = "ROSTER")]
     roster: Option<PathBuf>,
     /// Name of the exchange, instead of a roster: for a member that no roster lists yet.
@@ -74,11 +77,11 @@ pub(super) fn run(context: &Context, args: &KeysArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// A key, and what the roster is told of it.
+/// A new key, and its entry in the roster.
 struct Made {
     signs: Signs,
     epoch: Option<u32>,
-    /// Whether its epoch is the one in force: the node signs with it, and cannot without.
+    /// Whether its epoch is in force: the node needs the key to sign.
     needed_now: bool,
     key: SigningKey,
 }
@@ -222,7 +225,7 @@ mod tests {
         assert_eq!(of(&["--exchange", "rabat.example"]).err().unwrap().id(), "keys-whose");
     }
 
-    /// The arguments by themselves.
+    /// Parses the arguments of this command alone.
     #[derive(clap::Parser)]
     struct Alone {
         #[command(flatten)]

@@ -1,4 +1,5 @@
-//! Leap seconds in drafts: RFC 3339 can write them, protobuf times cannot hold them. They are named, not silently moved: a time is signed.
+//! Rejects leap seconds in drafts. RFC 3339 can express them, protobuf timestamps cannot. They are
+//! reported and not silently moved, because a bulletin's times are signed.
 
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -6,17 +7,19 @@ use time::format_description::well_known::Rfc3339;
 
 use super::failure::{Failure, Field};
 
-/// Place of the seconds in `2016-12-31T23:59:60Z`, with the colon before them.
+/// Byte range of the seconds in `2016-12-31T23:59:60Z`, with the colon before them.
 const SECONDS: std::ops::Range<usize> = 16..19;
 const LEAP: &str = ":60";
-/// Rule of the catalogue.
+/// Rule code in the catalogues.
 const RULE: &str = "leap-second";
 const EXPECTED: &str = "a time without a leap second: write second 59, or second 0 of the next minute";
 
+/// Checks a draft for leap seconds.
+///
 /// # Errors
-/// With every field that is a leap second.
+/// Returns all fields that contain a leap second.
 pub(super) fn check(name: &str, text: &str) -> Result<(), Failure> {
-    // Nearly every draft ends here.
+    // Fast path for nearly all drafts.
     if !text.contains(LEAP) {
         return Ok(());
     }
@@ -26,7 +29,7 @@ pub(super) fn check(name: &str, text: &str) -> Result<(), Failure> {
     if fields.is_empty() { Ok(()) } else { Err(Failure::usage("draft-leap-second").with("path", name).fields(fields)) }
 }
 
-/// As deep as serde_json reads, which is 128.
+/// The recursion is at most as deep as serde_json parses: 128 levels.
 fn find(value: &Value, path: &str, found: &mut Vec<Field>) {
     match value {
         Value::Object(members) => {

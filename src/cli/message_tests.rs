@@ -16,7 +16,7 @@ use crate::cli::output::Output;
 use crate::cli::profile::Directory;
 use crate::cli::render::{Reading, Render};
 
-/// Numbers from a seed: what they make is the same each time.
+/// A random number generator with a seed; equal seeds give equal messages.
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -44,7 +44,7 @@ const HOSTILE: [&str; 9] = [
 const NUMBERS: [i64; 8] = [0, 1, -1, i64::MIN, i64::MAX, 253_402_300_800, -62_135_596_801, 1_750_000_000];
 const NANOS: [i32; 5] = [0, -1, i32::MIN, i32::MAX, 999_999_999];
 
-/// A message with any of its fields, each with something extreme.
+/// Returns a message with a random subset of its fields, which have extreme values.
 pub(super) fn any_message(description: &MessageDescriptor, random: &mut Random) -> DynamicMessage {
     let mut message = DynamicMessage::new(description.clone());
     for field in description.fields() {
@@ -89,7 +89,7 @@ fn bytes_of(name: &str, random: &mut Random) -> Vec<u8> {
     any_message(&described(name), random).encode_to_vec()
 }
 
-/// A delivery of any header and body, or of damaged bytes.
+/// Returns a delivery of a random header and body, or of damaged bytes.
 fn any_delivery(random: &mut Random) -> proto::Delivery {
     let mut delivery = proto::Delivery::decode(&bytes_of("Delivery", random)[..]).unwrap();
     let envelope = proto::Envelope {
@@ -233,7 +233,8 @@ fn unknown_field_is_listed_in_notes() {
     assert_eq!(object["notes"], json!([{"note": "unknown-field", "field": "header.99", "raw": "6 bytes"}]));
 }
 
-/// Every leaf of a message as it may stand in a text: as it is, or as a word of the catalogue.
+/// Collects the leaf values of a message in the forms a text may have: as it is, or as a term of
+/// the catalogue.
 fn leaves(message: &DynamicMessage, found: &mut Vec<(String, String)>) {
     for (field, value) in message.fields() {
         let items = if let Field::List(items) = value { items.clone() } else { vec![value.clone()] };
@@ -257,7 +258,8 @@ fn leaves(message: &DynamicMessage, found: &mut Vec<(String, String)>) {
     }
 }
 
-/// A message in which every field is filled, each with a value of its own; of a oneof the arm that is wanted.
+/// Returns a message with every field filled, each with a unique value; of a oneof the field named
+/// `arm`.
 fn populated(description: &MessageDescriptor, arm: &str, count: &mut u64) -> DynamicMessage {
     let mut message = DynamicMessage::new(description.clone());
     if description.full_name() == "google.protobuf.Timestamp" {

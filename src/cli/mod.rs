@@ -1,10 +1,12 @@
-//! The command line: one file a command, words in three languages.
+//! The command line: one module a command, with text in three languages.
 //!
-//! In scope: arguments, talking to a node as one of its people, showing answers. Out of scope: everything a node does (`app`), and
-//! what is true (`core`). Commands return [`Exit`] or [`Failure`]; nothing here panics on what it is given.
+//! In scope: arguments, calling a node as one of its clients, showing results. Out of scope: the
+//! node (`app`) and the protocol (`core`). Commands return [`Exit`] or [`Failure`]; no input makes
+//! them panic.
 //!
-//! Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; `verify` and `roster verify` add
-//! 10 signed only, 11 disputed, 12 invalid, 13 undecided, 14 two histories of one feed.
+//! Exit codes: 0 success, 1 failed or rejected, 2 unusable command line or file, 3 not reached in
+//! time. `verify` and `roster verify` add 10 signed only, 11 disputed, 12 invalid, 13 undecided, 14
+//! equivocation.
 
 mod args;
 mod bench;
@@ -68,75 +70,78 @@ pub use tls::channel;
                   verify: 10 signed only, 11 disputed, 12 invalid, 13 undecided, 14 fork proven."
 )]
 pub struct Cli {
-    /// Write for machines: one JSON object a line.
+    /// Write one JSON object a line, for scripts.
     #[arg(long, global = true)]
     json: bool,
-    /// Language of what is written for people [default: from the environment].
-    // The environment is asked by `session_lang`: a locale there, or a language that we have not, is no fault of the command.
+    /// Language of the output [default: from the environment].
+    // `session_lang` reads the environment: a locale there, or an unsupported language, is no usage
+    // error.
     #[arg(long, global = true, value_enum, ignore_case = true)]
     lang: Option<Lang>,
-    /// Which node to talk to, and as whom [default: client.toml here or in the configuration folder].
-    // `BARID_PROFILE` is asked below: one that is empty names none.
+    /// Profile: the node to call, and the client's identity [default: client.toml here or in the
+    /// configuration folder].
+    // `main` reads `BARID_PROFILE`, so that an empty value counts as unset.
     #[arg(long, global = true, value_name = "FILE")]
     profile: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
 
-/// What to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Publish a bulletin.
     Publish(publish::PublishArgs),
     /// Show bulletins as they arrive.
     Watch(watch::WatchArgs),
-    /// Subscriptions that the node records under a name: list, remove.
+    /// Subscriptions that the node stores by name: list, remove.
     Subscriptions(subscriptions::SubscriptionsArgs),
-    /// Show what has arrived, newest first.
+    /// Show the bulletins that arrived, newest first.
     History(history::HistoryArgs),
-    /// Show one bulletin and what became of it.
+    /// Show one bulletin and its state.
     Show(show::ShowArgs),
     /// Write the file that proves a bulletin offline.
     Evidence(evidence::EvidenceArgs),
     /// Verify such a file, without a node or a network.
     Verify(verify::VerifyArgs),
-    /// Show how the node and its peers are.
+    /// Show the status of the node and its peers.
     Status(status::StatusArgs),
-    /// Ask whether the node serves; for containers.
+    /// Check whether the node serves; for containers.
     Health(health::HealthArgs),
     /// Run this member's node.
     Node(node::NodeArgs),
-    /// Feeds of which two histories were seen: list, prove, follow again.
+    /// Forked feeds: list, prove, follow again.
     Feed(feed::FeedArgs),
-    /// Recover a feed that is in doubt into its next epoch, while the node is stopped.
+    /// Recover a feed that needs recovery into its next epoch, while the node is stopped.
     Recover(recover::RecoverArgs),
-    /// Find damage in the store of a stopped node, and put back what was there.
+    /// Find and repair damage in the store of a stopped node.
     Repair(repair::RepairArgs),
-    /// Make the key of an epoch to come, to be kept offline.
+    /// Make a signing key, above all that of a later epoch, to be stored offline.
     Keys(keys::KeysArgs),
-    /// Make a key and a request for a certificate, without a node or a network.
+    /// Make a key and a request for a certificate, or check a certificate, without a node or a
+    /// network.
     Cert(cert_request::CertArgs),
     /// Show, verify and sign rosters, without a node or a network.
     Roster(roster::RosterArgs),
     /// Make a development exchange.
     Exchange(exchange::ExchangeArgs),
-    /// Show the main job: four nodes on this machine, for some seconds.
+    /// Show the main use: four nodes on this machine, for some seconds.
     Demo(demo::DemoArgs),
-    /// Measure what two nodes on this machine can do.
+    /// Measure two nodes on this machine.
     Bench(bench::BenchArgs),
     /// Write completions for a shell.
     Completions(completions::CompletionsArgs),
 }
 
-/// What every command is given.
+/// What every command needs.
 #[derive(Debug)]
 pub struct Context {
-    /// Words.
+    /// Localized messages.
     pub messages: Messages,
-    /// Where to write.
+    /// Standard output and error output.
     pub output: Output,
     profile: Option<PathBuf>,
-    /// What it says, once it was read: it may be a pipe.
+    /// The profile, once it was read. It is read only once, because the file may be a pipe.
     read: OnceLock<Profile>,
 }
 
@@ -145,10 +150,10 @@ impl Context {
         Self { messages, output, profile, read: OnceLock::new() }
     }
 
-    /// The profile that the command line or the environment chose.
+    /// Returns the profile that the command line or the environment selects.
     ///
     /// # Errors
-    /// If there is none or it cannot be used.
+    /// Returns an error if there is no profile or it cannot be used.
     pub fn profile(&self) -> Result<Profile, Failure> {
         if let Some(profile) = self.read.get() {
             return Ok(profile.clone());
@@ -157,7 +162,7 @@ impl Context {
         Ok(self.read.get_or_init(|| profile).clone())
     }
 
-    /// Writes a warning on the error output: text for people, an object for machines.
+    /// Writes a warning on the error output, as text or as a JSON object.
     pub(crate) fn warn(&self, id: &str, text: &str) {
         if self.output.is_json() {
             let warning = serde_json::json!({"warning": {"id": id, "message": text}});
@@ -167,10 +172,11 @@ impl Context {
         }
     }
 
-    /// As [`Context::profile`], for those who can do without; `None` if nobody chose one and none is found.
+    /// As [`Context::profile`], for commands that do not need a profile. Returns `None` if none is
+    /// selected and none is found.
     ///
     /// # Errors
-    /// If there is one that cannot be used.
+    /// Returns an error if the profile cannot be used.
     pub fn profile_if_any(&self) -> Result<Option<Profile>, Failure> {
         match self.profile() {
             Ok(profile) => Ok(Some(profile)),
@@ -180,11 +186,11 @@ impl Context {
     }
 }
 
-/// Runs the program on the arguments and environment of this process.
+/// Runs the program with the arguments and environment of this process.
 #[must_use]
 pub fn main() -> ExitCode {
     if process::is_node_command(std::env::args_os().skip(1)) {
-        // Where it fails, the node says so when it listens for the signal.
+        // A failure is reported when the node registers its own handler.
         let _ = process::survive_hangup();
     }
     let lang = session_lang();
@@ -192,7 +198,7 @@ pub fn main() -> ExitCode {
     let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are asked for; clap writes them where they belong.
+            // Help and version are no errors; clap writes them to standard output.
             let (json, messages) = (args::requests_json(std::env::args_os().skip(1)), Messages::new(lang));
             if error.use_stderr() && (json || args::has_translation(&error, &messages)) {
                 let failure = args::unusable(&error, &messages);
@@ -205,7 +211,7 @@ pub fn main() -> ExitCode {
     };
     let lang = cli.lang.unwrap_or(lang);
     if !matches!(&cli.command, Command::Node(args) if args.allows_dumps()) {
-        // A system without it has no such dumps.
+        // A system without these calls has no such core dumps.
         let _ = process::forbid_dumps();
     }
     let named = || std::env::var_os("BARID_PROFILE").filter(|path| !path.is_empty()).map(PathBuf::from);
@@ -235,7 +241,7 @@ fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     }
 }
 
-/// The commands that speak to nodes.
+/// Runs the commands that call a node.
 async fn run_client(context: &Context, command: Command) -> Result<Exit, Failure> {
     if !matches!(command, Command::Demo(_)) {
         client_certificate::warn(context);
@@ -248,7 +254,7 @@ async fn run_client(context: &Context, command: Command) -> Result<Exit, Failure
             deadline::within(args.within.seconds(), subscriptions::run(context, &args)).await
         }
         Command::Show(args) => deadline::within(args.within.seconds(), show::run(context, &args)).await,
-        // A large file on a thin line takes as long as it takes, if nobody says otherwise.
+        // A large file on a slow link takes long, so the default is no time limit.
         Command::Evidence(args) => match args.within.chosen() {
             Some(seconds) => deadline::within(seconds, evidence::run(context, &args)).await,
             None => evidence::run(context, &args).await,
@@ -261,12 +267,12 @@ async fn run_client(context: &Context, command: Command) -> Result<Exit, Failure
     }
 }
 
-/// Runs one client's work; a client needs one thread.
+/// Runs a client command on one thread.
 fn wait(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new("internal").because(&error))?;
     let result = runtime.block_on(work);
-    // A name that is still being looked up would hold the end up beyond its deadline.
+    // A pending name lookup would delay the exit beyond the time limit.
     runtime.shutdown_background();
     result
 }
@@ -275,7 +281,8 @@ fn code(exit: Exit) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-/// The language before the arguments are read, for the help text: `--lang`, then the environment.
+/// Returns the language for help and usage errors, before the arguments are parsed: `--lang`, then
+/// the environment.
 fn session_lang() -> Lang {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let requested = args.iter().enumerate().find_map(|(n, arg)| match arg.strip_prefix("--lang") {

@@ -1,4 +1,4 @@
-//! `barid node`: run this member's node until it is told to stop.
+//! `barid node`: runs this member's node until it is stopped.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,25 +13,29 @@ use crate::config::NodeConfig;
 use crate::store::OpenError;
 use crate::{app, telemetry};
 
-/// How long work on blocking threads may take after everything is committed and closed: its links have ended, and it looks for that.
+/// How long blocking threads may run after everything is committed and closed. Their links have
+/// ended, which they check for.
 const LEFTOVERS_MAX: Duration = Duration::from_secs(2);
 
-/// What `node` is told.
+/// Arguments of `barid node`.
 #[derive(Debug, Args)]
 pub(super) struct NodeArgs {
     /// Configuration of the node.
     #[arg(long, value_name = "FILE", default_value = "node.toml", env = "BARID_CONFIG", hide_env = true)]
     config: PathBuf,
-    /// This is the first start ever of this member's feed; later it changes nothing.
+    /// First start ever of this member's feed; no effect later.
     #[arg(long)]
     bootstrap: bool,
-    /// The store is lost, not only out of reach: begin an empty one. The feed is in doubt until it is recovered.
+    /// The store is lost, not only out of reach: start with an empty one. The feed needs recovery
+    /// after that.
     #[arg(long)]
     accept_data_loss: bool,
-    /// Allow core dumps and debuggers, which see private keys; to find a defect, and not in service.
+    /// Allow core dumps and debuggers, which can read private keys; for debugging only, not in
+    /// service.
     #[arg(long)]
     allow_core_dumps: bool,
-    /// Stop when standard input ends: for a program that starts nodes and holds its other end, so that they end with it, however it ends.
+    /// Stop at the end of standard input. A program that starts nodes holds the other end of a
+    /// pipe, so that they stop with it, even if it is killed.
     #[arg(long, hide = true)]
     exit_on_stdin_eof: bool,
 }
@@ -46,19 +50,19 @@ impl NodeArgs {
     }
 }
 
-/// Runs the node; ends on SIGINT or SIGTERM.
+/// Runs the node until SIGINT or SIGTERM.
 pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> {
     let config = NodeConfig::load(&args.config).map_err(|error| Failure::new("node-start").because(&error))?;
     telemetry::init(&config.text.log, config.text.log_json);
     let runtime = runtime().map_err(|error| Failure::new("internal").because(&error))?;
-    // Before anything else: as the first process of a container the node would never hear a signal that it does not handle, and one
-    // that comes during a long start must not be lost.
+    // The signal handlers come first. The first process of a container ignores signals that it does
+    // not handle, and a signal during a long start must not be lost.
     let stop = {
         let _inside = runtime.enter();
         stopped(args.exit_on_stdin_eof).map_err(|error| Failure::new("internal").because(&error))?
     };
     let ran = runtime.block_on(app::run(&config, args.flags(), stop, |_| ()));
-    // What still reads or verifies for nobody ends with the process.
+    // Reads and verifications without a caller end with the process.
     runtime.shutdown_timeout(LEFTOVERS_MAX);
     if let Ok(app::Stopped { streams, commits, cut }) = &ran {
         tracing::info!(streams, commits, cut, "stopped: all accepted work is stored");
@@ -74,21 +78,23 @@ pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> 
     Ok(Exit::Ok)
 }
 
-/// Threads for the network: one for each two cores. The committer, the view, the log's next segment and whatever blocks have threads of
-/// their own; with more than these, each bulletin wakes threads that find nothing to do.
+/// Creates the runtime with one network thread for each two cores. The committer, the index
+/// database, the log's next segment and blocking work have their own threads. With more network
+/// threads, each bulletin would wake threads that find no work.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     tokio::runtime::Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build()
 }
 
-/// SIGINT or SIGTERM, from now on; or the end of standard input, if it is to be heeded.
+/// Registers the handlers, and returns a future that ends at SIGINT or SIGTERM, or at the end of
+/// standard input if `exit_on_stdin_eof`.
 fn stopped(exit_on_stdin_eof: bool) -> std::io::Result<impl Future<Output = ()>> {
     let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let input_ended = exit_on_stdin_eof.then(input_end);
     Ok(async move {
         let input_ended = async {
             match input_ended {
-                // That the reader is gone means the same: nobody holds the other end any more.
+                // A lost reader thread means the same: standard input is not read any more.
                 Some(ended) => drop(ended.await),
                 None => std::future::pending().await,
             }
@@ -101,7 +107,8 @@ fn stopped(exit_on_stdin_eof: bool) -> std::io::Result<impl Future<Output = ()>>
     })
 }
 
-/// The end of standard input. On a thread of its own: a read that never returns would hold the runtime's end up.
+/// Returns a receiver for the end of standard input. It is read on its own thread, because a read
+/// that never returns would block the runtime's shutdown.
 fn input_end() -> oneshot::Receiver<()> {
     let (ended, end) = oneshot::channel();
     std::thread::spawn(move || {

@@ -1,7 +1,8 @@
-//! Where the program writes: one form for people, one for machines.
+//! Standard output and error output: text for readers, or JSON for scripts.
 //!
-//! In scope: standard output and error, colours, widths, tables. Out of scope: words (`messages`) and what a bulletin looks like
-//! (`render`). For machines: one JSON object a line, in the protobuf JSON mapping where the object is a message.
+//! In scope: both outputs, colours, widths, tables. JSON is one object a line, in the protobuf JSON
+//! mapping if the object is a message. Out of scope: localized text (`messages`), and the layout of
+//! a bulletin (`render`).
 
 use std::io::{self, Write};
 
@@ -11,12 +12,12 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::failure::Failure;
 
-/// Narrowest line that a table is fitted to; below it terminals may wrap.
+/// Narrowest width to which a table is fitted; a narrower terminal wraps lines.
 const WIDTH_MIN: usize = 40;
-/// Width where no terminal tells one: files and pipes are not cut.
+/// Width without a terminal: lines in files and pipes are not cut.
 const WIDTH_PIPE: usize = 100_000;
 
-/// The two outputs and how to write on them.
+/// The two outputs and their format.
 #[derive(Clone, Debug)]
 pub struct Output {
     json: bool,
@@ -27,12 +28,12 @@ pub struct Output {
     captured: Option<Captured>,
 }
 
-/// What a test sees in place of the process's own outputs, both in order.
+/// Memory that receives both outputs of a test, in order.
 #[cfg(test)]
 pub(crate) type Captured = std::sync::Arc<parking_lot::Mutex<Vec<u8>>>;
 
 impl Output {
-    /// As the environment asks: NO_COLOR, terminals, widths.
+    /// Detects the format from the environment: NO_COLOR, terminals, widths.
     #[must_use]
     pub fn new(json: bool) -> Self {
         let probe = |stream| "x".if_supports_color(stream, |text| text.bold()).to_string() != "x";
@@ -45,7 +46,7 @@ impl Output {
         output
     }
 
-    /// For people, without colours, never cut.
+    /// Returns a text output without colours and without cutting.
     #[must_use]
     pub fn plain() -> Self {
         Self {
@@ -58,52 +59,53 @@ impl Output {
         }
     }
 
-    /// For tests: plain or JSON, into memory.
+    /// Returns a plain or JSON output into memory, for tests.
     #[cfg(test)]
     pub(crate) fn captured(json: bool) -> (Self, Captured) {
         let captured = Captured::default();
         (Self { json, captured: Some(captured.clone()), ..Self::plain() }, captured)
     }
 
-    /// Whether machines read.
+    /// Returns whether the output is JSON.
     #[must_use]
     pub fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Columns of the terminal; very many if there is none.
+    /// Returns the columns of the terminal, or a very large number if there is none.
     #[must_use]
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Whether the error output shows colours.
+    /// Returns whether the error output shows colours.
     #[must_use]
     pub fn colour_on_error(&self) -> bool {
         self.colour_on_error
     }
 
-    /// `text` in a style, if standard output shows styles.
+    /// Returns `text` in a style, if standard output shows styles.
     #[must_use]
     pub fn paint(&self, text: &str, style: Style) -> String {
         if self.colour { text.style(style).to_string() } else { text.to_owned() }
     }
 
-    /// `text` in a style, if the error output shows styles.
+    /// Returns `text` in a style, if the error output shows styles.
     #[must_use]
     pub fn paint_error(&self, text: &str, style: Style) -> String {
         if self.colour_on_error { text.style(style).to_string() } else { text.to_owned() }
     }
 
-    /// One line on standard output, flushed: a reader at the other end of a pipe sees it at once.
+    /// Writes one line to standard output and flushes it, so that the reader of a pipe sees it at
+    /// once.
     ///
     /// # Errors
-    /// [`Failure::closed_output`] if nobody reads any more.
+    /// Returns [`Failure::closed_output`] if the reader has closed the pipe.
     pub fn line(&self, text: &str) -> Result<(), Failure> {
         self.bytes(format!("{text}\n").as_bytes())
     }
 
-    /// Lines on standard output.
+    /// Writes lines to standard output.
     ///
     /// # Errors
     /// As [`Output::line`].
@@ -111,7 +113,7 @@ impl Output {
         lines.into_iter().try_for_each(|line| self.line(line.as_ref()))
     }
 
-    /// One object as one line of JSON on standard output.
+    /// Writes one object as a line of JSON to standard output.
     ///
     /// # Errors
     /// As [`Output::line`].
@@ -119,12 +121,12 @@ impl Output {
         self.line(&escaped(object))
     }
 
-    /// One object as one line of JSON on the error output.
+    /// Writes one object as a line of JSON to the error output.
     pub fn error_json(&self, object: &Value) {
         self.error_line(&escaped(object));
     }
 
-    /// Bytes as they are on standard output, flushed.
+    /// Writes bytes unchanged to standard output and flushes them.
     ///
     /// # Errors
     /// As [`Output::line`].
@@ -138,7 +140,7 @@ impl Output {
         out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| failed(&error))
     }
 
-    /// Labels and values, one pair a line; pairs with an empty value are left out.
+    /// Returns labels and values, one pair a line; pairs with an empty value are left out.
     #[must_use]
     pub fn block(&self, pairs: &[(String, String)]) -> Vec<String> {
         let nonempty: Vec<_> = pairs.iter().filter(|(_, value)| !value.is_empty()).collect();
@@ -150,7 +152,7 @@ impl Output {
         nonempty.iter().map(line).collect()
     }
 
-    /// One line on the error output. What cannot be written there cannot be told anywhere.
+    /// Writes one line to the error output. A failure to write there cannot be reported.
     pub fn error_line(&self, text: &str) {
         #[cfg(test)]
         if let Some(captured) = &self.captured {
@@ -161,8 +163,8 @@ impl Output {
     }
 }
 
-/// An object as JSON in one line, in which every character is escaped that drives terminals, changes the direction of text or shows nothing.
-/// Outside of strings JSON has none of them.
+/// Returns an object as one line of JSON. Characters that drive terminals, change the direction of
+/// text or are invisible are escaped; outside of strings JSON has none of them.
 fn escaped(object: &Value) -> String {
     let mut line = String::new();
     for c in object.to_string().chars() {
@@ -175,7 +177,7 @@ fn escaped(object: &Value) -> String {
     line
 }
 
-/// Whether `c` is a separator of lines, a mark of direction, another format character, or a tag.
+/// Returns whether `c` is a line separator, a direction mark, another format character, or a tag.
 fn changes_lines(c: char) -> bool {
     let format = ['\u{ad}', '\u{61c}', '\u{180e}', '\u{feff}'].contains(&c);
     let ranges = ['\u{200b}'..='\u{200f}', '\u{2028}'..='\u{202e}', '\u{2060}'..='\u{206f}', '\u{fff9}'..='\u{fffb}'];
@@ -189,7 +191,7 @@ fn failed(error: &io::Error) -> Failure {
     }
 }
 
-/// Text in a table, and how to paint it. Widths count the text only.
+/// Text of a table cell, and its style. Widths count the text only.
 #[derive(Clone, Debug, Default)]
 pub struct Cell {
     text: String,
@@ -197,7 +199,7 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Text in a style. The text must be one clean line (`messages::clean`).
+    /// Creates a cell with a style. The text must be one clean line (`messages::clean`).
     #[must_use]
     pub fn styled(text: impl Into<String>, style: Style) -> Self {
         Self { text: text.into(), style }
@@ -210,14 +212,14 @@ impl<T: Into<String>> From<T> for Cell {
     }
 }
 
-/// Rows under headings, fitted to the width by cutting the last column.
+/// Rows under headings. The last column is cut to fit the width.
 #[derive(Clone, Debug)]
 pub struct Table {
     rows: Vec<Vec<Cell>>,
 }
 
 impl Table {
-    /// With headings.
+    /// Creates a table with headings.
     #[must_use]
     pub fn new(headings: impl IntoIterator<Item = String>) -> Self {
         let bold = Style::new().bold();
@@ -229,7 +231,7 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The lines.
+    /// Returns the lines of the table.
     #[must_use]
     pub fn lines(&self, output: &Output) -> Vec<String> {
         const COLUMN_GAP: usize = 2;
@@ -255,7 +257,8 @@ impl Table {
     }
 }
 
-/// `text` in at most `width` columns, ended by `…` if it was cut. An open isolate is closed again.
+/// Returns `text` in at most `width` columns, with `…` at the end if it was cut. An open isolate is
+/// closed.
 #[must_use]
 pub fn cut(text: &str, width: usize) -> String {
     if text.width() <= width {

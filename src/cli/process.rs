@@ -1,6 +1,7 @@
-//! What a process does about itself before it does anything else.
+//! Settings of the process, made before anything else.
 //!
-//! In scope: keys stay out of core dumps and debuggers; a signal that comes early does not end a node. Out of scope: stopping (`node`).
+//! In scope: keeping keys out of core dumps and debuggers, and surviving an early SIGHUP. Out of
+//! scope: stopping (`node`).
 
 use std::ffi::OsString;
 use std::io;
@@ -8,10 +9,11 @@ use std::io;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Options of every command that take a value.
+/// Global options that take a value.
 const WITH_VALUE: [&str; 2] = ["--lang", "--profile"];
 
-/// Whether these arguments, without the program's own name, ask for a node. They are not parsed yet: that takes some milliseconds.
+/// Returns whether the arguments, without the program's own name, are for `barid node`. They are
+/// not parsed, because that takes some milliseconds.
 pub(super) fn is_node_command(mut args: impl Iterator<Item = OsString>) -> bool {
     while let Some(arg) = args.next() {
         if WITH_VALUE.iter().any(|option| arg == *option) {
@@ -23,18 +25,19 @@ pub(super) fn is_node_command(mut args: impl Iterator<Item = OsString>) -> bool 
     false
 }
 
-/// From here on SIGHUP does not end this process. A node that is starting reads its files afterwards, so there is nothing to reload.
+/// Prevents SIGHUP from ending this process. A starting node reads its files afterwards, so there
+/// is nothing to reload.
 pub(super) fn survive_hangup() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let _inside = runtime.enter();
-    // The handler stays for the life of the process, also when nobody listens.
+    // The handler remains for the life of the process, also without a receiver.
     signal(SignalKind::hangup()).map(drop)
 }
 
-/// No core dumps, and no debugger of the same user: memory holds private keys and bulletins.
+/// Disables core dumps, and debuggers of the same user: memory contains private keys and bulletins.
 pub(super) fn forbid_dumps() -> io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    // PR_SET_DUMPABLE suffices on Linux today; the limit says the same to whoever looks.
+    // PR_SET_DUMPABLE suffices on Linux today; the limit also makes the setting visible.
     Ok(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
 }
 

@@ -1,6 +1,7 @@
-//! `client.toml`: which node to talk to, and as whom.
+//! `client.toml`: the node to call, and the client's identity.
 //!
-//! In scope: the file and where it is looked for. Out of scope: connecting (`client`). Paths are relative to the file's own folder.
+//! In scope: the file and its location. Out of scope: connecting (`client`). Paths are relative to
+//! the file's own folder.
 
 use std::path::{Path, PathBuf};
 
@@ -12,16 +13,17 @@ use super::failure::Failure;
 use super::messages::{Messages, clean};
 use crate::files::{self, Guard};
 
-/// Where a profile is looked for after `--profile` and `BARID_PROFILE`: the current folder, then the user's configuration folder.
+/// Name of a profile. Without `--profile` and `BARID_PROFILE` it is searched in the current folder,
+/// then in the user's configuration folder.
 const FILE_NAME: &str = "client.toml";
 
-/// Text of `client.toml`.
+/// Contents of `client.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProfileText {
     /// Exchange name: `rabat.example`.
     pub exchange: String,
-    /// The member whose node this is: `ma`.
+    /// Member that runs the node: `ma`.
     pub member: String,
     /// The node's API listener, `host:port`.
     pub endpoint: String,
@@ -29,19 +31,20 @@ pub struct ProfileText {
     pub certificate: PathBuf,
     /// PEM private key of that certificate (PKCS #8).
     pub key: PathBuf,
-    /// PEM certificates of the member's own authority, by which the node is known.
+    /// PEM certificates of the member's own authority, which must have signed the node's
+    /// certificate.
     pub ca: PathBuf,
-    /// Newest roster note known here: names of members, and trust for `verify`. May be left out.
+    /// Newest roster note on this machine: names of members, and trust for `verify`. Optional.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub roster: Option<PathBuf>,
 }
 
-/// A profile, read and checked; paths are complete.
+/// A parsed profile with valid values; paths are resolved.
 #[derive(Clone, Debug)]
 pub struct Profile {
     /// Exchange.
     pub exchange: ExchangeName,
-    /// Member whose node this is.
+    /// Member that runs the node.
     pub member: Member,
     /// `host:port` of its API listener.
     pub endpoint: String,
@@ -51,15 +54,16 @@ pub struct Profile {
     pub key: PathBuf,
     /// PEM authority certificates.
     pub ca: PathBuf,
-    /// Roster note, if one is named.
+    /// Roster note, if given.
     pub roster: Option<PathBuf>,
 }
 
 impl Profile {
-    /// Reads `chosen`, or else `client.toml` in the current folder or the user's configuration folder.
+    /// Reads `chosen`, or else `client.toml` in the current folder or the user's configuration
+    /// folder.
     ///
     /// # Errors
-    /// If there is none or it cannot be used.
+    /// Returns an error if there is none or it cannot be used.
     pub fn find(chosen: Option<&Path>) -> Result<Self, Failure> {
         let path = match chosen {
             Some(path) => path.to_owned(),
@@ -71,7 +75,7 @@ impl Profile {
     /// Reads one file.
     ///
     /// # Errors
-    /// If it cannot be used.
+    /// Returns an error if the file cannot be used.
     pub fn read(path: &Path) -> Result<Self, Failure> {
         let text = files::read_text(path, Guard::Public)
             .map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
@@ -96,7 +100,8 @@ impl Profile {
         })
     }
 
-    /// What the profile's roster says of each member. It only names members here; nothing is trusted for it.
+    /// Returns the directory of members from the profile's roster. It is used for names only, never
+    /// for trust.
     #[must_use]
     pub fn directory(&self) -> Directory {
         let note = self.roster.as_ref().and_then(|path| std::fs::read(path).ok());
@@ -105,7 +110,7 @@ impl Profile {
     }
 }
 
-/// Names of members for people.
+/// Names of members, for display.
 #[derive(Clone, Debug)]
 pub struct Directory {
     own: Member,
@@ -113,19 +118,20 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Knows the codes only.
+    /// Creates a directory without a roster, with codes only.
     #[must_use]
     pub fn of(own: Member) -> Self {
         Self { own, roster: None }
     }
 
-    /// Knows what a roster says.
+    /// Creates a directory with the names of a roster.
     #[must_use]
     pub fn with_roster(own: Member, roster: Roster) -> Self {
         Self { own, roster: Some(roster) }
     }
 
-    /// `ne (Niger)`, or the code alone if no roster names it. Clean, not isolated.
+    /// Returns `ne (Niger)`, or the code alone if no roster names it. The text is clean, not
+    /// isolated.
     #[must_use]
     pub fn name(&self, code: &str, messages: &Messages) -> String {
         let member: Option<Member> = code.parse().ok();
@@ -138,7 +144,7 @@ impl Directory {
         }
     }
 
-    /// Every member that could have published: this one first.
+    /// Returns all members that can have published; this member first.
     #[must_use]
     pub fn publishers(&self) -> Vec<Member> {
         let others = self.roster.iter().flat_map(|roster| roster.entries().map(|entry| entry.code.clone()));

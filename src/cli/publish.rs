@@ -1,7 +1,7 @@
-//! `barid publish`: one draft to one's own national node, and a receipt in plain words.
+//! `barid publish`: sends one draft to the own member's node, and shows the receipt.
 //!
-//! In scope: reading the draft, giving it an id so that trying again is safe, waiting for others, the receipt. Out of scope: whether
-//! the draft is a good one; the node says so, field by field.
+//! In scope: reading the draft, assigning an id so that a retry is safe, waiting for other members,
+//! the receipt. Out of scope: validating the draft, which the node does field by field.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -22,28 +22,31 @@ use super::render::Render;
 use super::{Context, Exit, Failure, Messages, args, leap_second, localize, message, times};
 use crate::clock;
 
-/// Largest draft that is read: JSON takes more room than the envelope it becomes, hardly ever four times as much.
+/// Largest draft that is read. JSON is larger than the envelope, but hardly ever four times as
+/// large.
 const DRAFT_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;
-/// Pause before the first repetition when the node could not be reached and named no delay; doubled each time.
+/// Pause before the first retry when the node cannot be reached and gave no delay; doubled each
+/// time.
 const RETRY_DELAY_MS: u64 = 500;
-/// Longest such pause: somebody is waiting.
+/// Longest such pause: a user is waiting.
 const RETRY_DELAY_MS_MAX: u64 = 5_000;
 
-/// Rule that an id breaks which was made by a clock ahead of the node's.
+/// Code of the rule that an id breaks if it was created by a clock ahead of the node's.
 const CLOCK_AHEAD: &str = "clock-ahead";
 
-/// Longest that an answer may need to come back: two round trips on a satellite link.
+/// Longest time reserved for the response to arrive: two round trips on a satellite link.
 const RESPONSE_TIMEOUT_MAX: Duration = Duration::from_secs(2);
-/// With less time than this, another attempt would not be answered in time.
+/// With less time left, another attempt would not be answered in time.
 const LAST_ATTEMPT: Duration = Duration::from_millis(400);
 
-/// What to publish and whom to wait for.
+/// What to publish, and which members to wait for.
 #[derive(Debug, Args)]
 pub(super) struct PublishArgs {
     /// Draft in JSON (`examples/bulletins/`); `-` reads standard input.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Wait until others hold it in full: a number of members, or their codes (`ma,tn`).
+    /// Wait until other members have stored it in full: a number of members, or their codes
+    /// (`ma,tn`).
     #[arg(long, value_name = "N|MEMBERS")]
     wait_for: Option<WaitFor>,
     /// Seconds to try and to wait; the bulletin stays published after that.
@@ -58,7 +61,7 @@ pub(super) struct PublishArgs {
 #[derive(Clone, Copy, Debug)]
 struct Id(BulletinId);
 
-/// Whom to wait for.
+/// Members to wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum WaitFor {
     Count(u32),
@@ -82,13 +85,13 @@ impl FromStr for WaitFor {
             return count.map(Self::Count).ok_or_else(|| "a number of members from 1 on, or their codes".to_owned());
         }
         let members = text.split(',').map(|code| code.trim().parse::<Member>().map_err(|error| error.to_string()));
-        // Said twice is meant once.
+        // Duplicates count once.
         let members = members.collect::<Result<BTreeSet<_>, _>>()?;
         Ok(Self::Members(members.into_iter().collect()))
     }
 }
 
-/// Publishes.
+/// Publishes the draft.
 pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, Failure> {
     let (name, text) = read(&args.file)?;
     let mut draft = parse(&name, &text)?;
@@ -102,7 +105,8 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
         && !chosen
         && let Some(node_unix_ms) = clock_of_node(failure)
     {
-        // The id is this program's, by this machine's clock: neither is the user's fault, and nothing was published under it.
+        // This program created the id, by this machine's clock. The node rejected it, so nothing
+        // was published under it and a new id is safe.
         warn_of_clock(context, node_unix_ms);
         draft.header.get_or_insert_default().id.clear();
         identify(&mut draft, None, node_unix_ms)?;
@@ -120,12 +124,12 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
     } else {
         context.output.lines(receipt(&Render::new(context, profile.directory()), context, &response, args))
     };
-    // Whoever does not see the receipt must not publish a second time.
+    // A user who does not see the receipt must not publish a second time.
     written.map_err(|failure| failure.of_published(&id, &again))?;
     Ok(exit)
 }
 
-/// The command that publishes the same once more, as a shell takes it.
+/// Returns the shell command that publishes the same bulletin again.
 fn again(context: &Context, name: &str, id: &str, publish: &PublishArgs) -> String {
     let mut command = args::program(context.profile.as_deref());
     command += &format!(" publish {} --id {id}", args::shell_quoted(name));
@@ -170,7 +174,7 @@ fn parse(name: &str, text: &str) -> Result<proto::Draft, Failure> {
         |(field, error)| {
             let failure = Failure::usage("draft-unreadable").with("path", name);
             let failure = failure.at(name, text, error.line(), error.column());
-            // The path of what is no JSON at all is only how far it was read.
+            // For text that is not JSON at all, the path is only how far the parser came.
             if !error.is_data() || field.is_empty() || field == "." {
                 return failure.because(&error);
             }
@@ -182,12 +186,13 @@ fn parse(name: &str, text: &str) -> Result<proto::Draft, Failure> {
     )
 }
 
-/// Whether the user has given the id.
+/// Returns whether the user chose the id.
 fn is_chosen(draft: &proto::Draft, args: &PublishArgs) -> bool {
     args.id.is_some() || draft.header.as_ref().is_some_and(|header| !header.id.is_empty())
 }
 
-/// The node's clock in Unix milliseconds, where it rejects an id as made too far ahead of it.
+/// Returns the node's clock in Unix milliseconds, if the node rejected the id as too far ahead of
+/// it.
 fn clock_of_node(failure: &Failure) -> Option<u64> {
     let clock = failure.rule_values("header.id", CLOCK_AHEAD)?.last()?;
     let clock = times::parse(clock).ok()?;
@@ -199,7 +204,8 @@ fn warn_of_clock(context: &Context, node_unix_ms: u64) {
     context.warn("clock-ahead", &localize!(context.messages, "clock-ahead", nMinutes = minutes));
 }
 
-/// Makes sure that the draft has an id, of this time: trying again with it publishes once.
+/// Sets an id if the draft has none, with the time `now_unix_ms`. A retry with the same id
+/// publishes once.
 fn identify(draft: &mut proto::Draft, chosen: Option<BulletinId>, now_unix_ms: u64) -> Result<String, Failure> {
     let header = draft.header.get_or_insert_default();
     if let Some(id) = chosen {
@@ -215,7 +221,8 @@ fn identify(draft: &mut proto::Draft, chosen: Option<BulletinId>, now_unix_ms: u
     Ok(header.id.clone())
 }
 
-/// Publishes, and tries again while the node cannot be reached or asks for time; all of it ends at the deadline.
+/// Publishes, and retries while the node cannot be reached or requests a delay. All attempts end at
+/// the deadline.
 async fn attempt_until(
     context: &Context,
     client: &Client,
@@ -239,7 +246,7 @@ async fn attempt_until(
         let left = deadline.saturating_duration_since(Instant::now());
         let pause = match failure.retry_after_ms() {
             Some(ms) => Duration::from_millis(ms),
-            // The last attempts come closer together: the time that was given is used.
+            // The last attempts come closer together, to use the whole time limit.
             None => Duration::from_millis(delay_ms).min(left / 2),
         };
         if !transient || pause >= left || left < LAST_ATTEMPT {
@@ -264,7 +271,8 @@ async fn attempt_until(
     }
 }
 
-/// Of the time that is left, what is kept for the node's answer to come back once its wait for others has ended.
+/// Returns the part of the remaining time that is reserved for the node's response to arrive, after
+/// its wait for other members.
 fn response_timeout(left: Duration) -> Duration {
     (left / 5).min(RESPONSE_TIMEOUT_MAX)
 }
@@ -312,7 +320,7 @@ fn receipt(
     lines
 }
 
-/// Who has not said yet that it holds the bulletin.
+/// Returns which members have not confirmed storage yet.
 fn wait_timed_out(
     render: &Render<'_>,
     messages: &Messages,

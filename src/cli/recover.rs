@@ -1,7 +1,9 @@
-//! `barid recover`: from a feed in doubt into its next epoch, on the stopped node's own machine.
+//! `barid recover`: recovers a feed that needs recovery into its next epoch, on the stopped node's
+//! own machine.
 //!
-//! In scope: arguments, showing how far it has come, and what to do next. Out of scope: recovering (`app`). The next epoch's key is read from
-//! a file and goes nowhere but into the node's folder of keys.
+//! In scope: arguments, showing progress, and the next steps. Out of scope: the recovery itself
+//! (`app`). The next epoch's key is read from a file and is written only to the node's folder of
+//! keys.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,25 +23,27 @@ use crate::config::NodeConfig;
 use crate::files::{self, Guard};
 use crate::telemetry;
 
-/// How often the number of entries is shown while it grows.
+/// Interval at which the number of entries is shown while it grows.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Which node, and its next key.
+/// The node, and its next key.
 #[derive(Debug, Args)]
 pub(super) struct RecoverArgs {
     /// Configuration of the node, which must be stopped.
     #[arg(long, value_name = "FILE", default_value = "node.toml", env = "BARID_CONFIG", hide_env = true)]
     config: PathBuf,
-    /// Private key of the next epoch's feed, as the roster lists it; repeat it if the roster lists two for the epoch.
+    /// Private key of the next epoch's feed, as the roster lists it; repeated if the roster lists
+    /// two for the epoch.
     #[arg(long, value_name = "FILE", required = true)]
     next_key: Vec<PathBuf>,
-    /// Members that cannot be reached now and are not waited for; what they bring later is taken in then.
+    /// Members that cannot be reached now and are not waited for; what they send later is accepted
+    /// then.
     #[arg(long, value_name = "MEMBERS", value_delimiter = ',')]
     skip_members: Vec<Member>,
-    /// Seconds without any progress after which it gives up; nothing has changed then.
+    /// Seconds without any progress until it gives up; it then changes nothing.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     idle_timeout: u32,
-    /// Of two histories of the feed that are signed, close the one held here.
+    /// If the feed has forked: close the epoch with the fork that is stored here.
     #[arg(long)]
     keep_local_fork: bool,
 }
@@ -126,7 +130,7 @@ fn next_steps(context: &Context, opened: &OpenedEpoch) -> Vec<String> {
     ]
 }
 
-/// Tells what has changed.
+/// Shows changes of the progress.
 struct ProgressReporter<'a> {
     context: &'a Context,
     reported: BTreeMap<Member, PeerProgress>,
@@ -144,7 +148,7 @@ impl ProgressReporter<'_> {
                 })
             };
             let peers: Vec<Value> = progress.peers.iter().map(peer).collect();
-            // Nobody to tell is no reason to stop.
+            // A closed output does not stop the recovery.
             let _ = output.json(&json!({"feed": progress.feed.to_string(), "held": progress.held, "peers": peers}));
             return;
         }

@@ -1,7 +1,9 @@
-//! What a bulletin looks like: to people in their language, to machines as JSON.
+//! Layout of a bulletin: as text in the reader's language, or as JSON.
 //!
-//! In scope: one entry as a node delivers it. Out of scope: whether it may be shown (the node decides) and whether it is true
-//! (`verify` decides). What cannot be decoded is shown as far as it can be. A bulletin that is not for real says so on every surface.
+//! In scope: one entry as a node delivers it. Out of scope: whether it may be shown (the node
+//! decides) and whether it is authentic (`verify` decides). An entry that cannot be decoded is
+//! shown as far as possible. A bulletin whose status is not `Actual` is marked as such in all
+//! output.
 
 use barid_core::bulletin::kinds;
 use barid_core::bulletin::vocabulary::Tlp;
@@ -18,17 +20,17 @@ use super::output::{Cell, Output, Table};
 use super::profile::Directory;
 use super::{Context, state, times};
 
-/// An entry with its envelope decoded as far as it goes.
+/// An entry with its envelope decoded as far as possible.
 #[derive(Clone, Debug)]
 pub(super) struct Reading<'a> {
     delivery: &'a proto::Delivery,
     header: proto::Header,
     texts: Vec<proto::Text>,
-    /// What of the envelope cannot be read.
+    /// Parts of the envelope that cannot be decoded.
     unread: Vec<Note>,
 }
 
-/// Shows bulletins in one session's language.
+/// Renders bulletins in one session's language.
 #[derive(Debug)]
 pub(super) struct Render<'a> {
     messages: &'a Messages,
@@ -37,11 +39,11 @@ pub(super) struct Render<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// Decodes what can be decoded.
+    /// Decodes the entry as far as possible.
     #[must_use]
     pub(super) fn new(delivery: &'a proto::Delivery) -> Self {
         let mut unread = Vec::new();
-        // Where nothing may be believed there is no envelope.
+        // Evidence that is not valid has no envelope.
         let absent = delivery.envelope.is_empty();
         let mut note = |note, error: EnvelopeError| {
             let raw = format!("{} bytes: {error}", delivery.envelope.len());
@@ -53,32 +55,32 @@ impl<'a> Reading<'a> {
         Self { delivery, header: header.unwrap_or_default(), texts, unread }
     }
 
-    /// `ne/0197…`.
+    /// Returns member and id: `ne/0197…`.
     #[must_use]
     pub(super) fn name(&self) -> String {
         clean(&format!("{}/{}", self.header.member, self.header.id))
     }
 
-    /// The id, as the header has it.
+    /// Returns the id from the header.
     #[must_use]
     pub(super) fn id(&self) -> &str {
         &self.header.id
     }
 
-    /// `header.msg_type`.
+    /// Returns `header.msg_type`.
     #[must_use]
     pub(super) fn msg_type(&self) -> &str {
         &self.header.msg_type
     }
 
-    /// What it refers to, as the node found it.
+    /// Returns the bulletins that it refers to, as the node found them.
     #[must_use]
     pub(super) fn referenced(&self) -> &[proto::Referenced] {
         &self.delivery.referenced
     }
 
-    /// The protobuf JSON mapping of the Delivery, with `header` and `body` of its envelope decoded beside it, and `notes` on what cannot be
-    /// shown so.
+    /// Returns the Delivery in the protobuf JSON mapping, with `header` and `body` of its envelope
+    /// decoded beside it, and `notes` on values that the mapping cannot express.
     #[must_use]
     pub(super) fn json(&self) -> Value {
         let mut notes = self.unread.clone();
@@ -90,7 +92,7 @@ impl<'a> Reading<'a> {
         Value::Object(object)
     }
 
-    /// What cannot be shown as it is.
+    /// Returns notes on parts and values that cannot be shown as they are.
     fn notes(&self) -> Vec<Note> {
         let mut notes = self.unread.clone();
         for (name, part) in [("header", self.header_fields()), ("body", self.body_fields())] {
@@ -103,45 +105,46 @@ impl<'a> Reading<'a> {
         message::decode("Header", envelope::parts(&self.delivery.envelope).ok()?.header)
     }
 
-    /// As [`envelope::body_of`], which bounds what is decoded.
+    /// As [`envelope::body_of`], with the same limits on what is decoded.
     fn body_fields(&self) -> Option<DynamicMessage> {
         let parts = envelope::parts(&self.delivery.envelope).ok()?;
         parts.check_payload().ok()?;
         message::decode("Body", parts.payload)
     }
 
-    /// The envelope without header and payload.
+    /// Returns the envelope; the caller leaves out header and payload.
     fn envelope_fields(&self) -> Option<DynamicMessage> {
         envelope::parts(&self.delivery.envelope).ok()?;
         message::decode("Envelope", &self.delivery.envelope)
     }
 
-    /// The text in `lang`, or else the first.
+    /// Returns the text in `lang`, or else the first one.
     fn text(&self, lang: &str) -> Option<&proto::Text> {
         text_in(&self.texts, lang)
     }
 }
 
-/// The text in a language, or else the first one. Language tags are the same whatever their case (RFC 5646 §2.1.1).
+/// Returns the text in a language, or else the first one. Language tags are case-insensitive (RFC
+/// 5646 §2.1.1).
 fn text_in<'t>(texts: &'t [proto::Text], lang: &str) -> Option<&'t proto::Text> {
     let is_in = |text: &&proto::Text| text.language.split('-').next().is_some_and(|tag| tag.eq_ignore_ascii_case(lang));
     texts.iter().find(is_in).or_else(|| texts.first())
 }
 
-/// The headline in a language, or else the first one.
+/// Returns the headline in a language, or else the first one.
 #[must_use]
 pub(super) fn headline_in<'t>(texts: &'t [proto::Text], lang: &str) -> Option<&'t str> {
     text_in(texts, lang).map(|text| text.headline.as_str())
 }
 
 impl<'a> Render<'a> {
-    /// With names of members from `directory`.
+    /// Creates a renderer with member names from `directory`.
     #[must_use]
     pub(super) fn new(context: &'a Context, directory: Directory) -> Self {
         Self { messages: &context.messages, output: &context.output, directory }
     }
 
-    /// A few lines for a bulletin that has just come.
+    /// Returns a few lines for a bulletin that has just arrived.
     #[must_use]
     pub(super) fn brief(&self, reading: &Reading<'_>) -> Vec<String> {
         let header = &reading.header;
@@ -171,7 +174,7 @@ impl<'a> Render<'a> {
         lines
     }
 
-    /// One row a bulletin.
+    /// Returns a table with one row a bulletin.
     #[must_use]
     pub(super) fn table(&self, readings: &[Reading<'_>]) -> Vec<String> {
         let headings = [
@@ -210,7 +213,7 @@ impl<'a> Render<'a> {
         table.lines(self.output)
     }
 
-    /// Everything that a bulletin says.
+    /// Returns all content of a bulletin.
     #[must_use]
     pub(super) fn full(&self, reading: &Reading<'_>) -> Vec<String> {
         let header = &reading.header;
@@ -240,7 +243,7 @@ impl<'a> Render<'a> {
         }
         lines.push(String::new());
         let delivery = reading.delivery;
-        // What was not read from a node has not arrived anywhere.
+        // A bulletin that was not read from a node has no offset.
         let offset = if delivery.offset == 0 { String::new() } else { delivery.offset.to_string() };
         let mut pairs = vec![
             self.pair("label-bulletin", self.messages.isolate(&reading.name())),
@@ -254,7 +257,7 @@ impl<'a> Render<'a> {
         lines
     }
 
-    /// One language's text, line by line.
+    /// Returns the lines of one language's text.
     fn text_lines(&self, text: &proto::Text) -> Vec<String> {
         let headline = self.output.paint(&self.messages.value(&text.headline), Style::new().bold());
         let language = format!("[{}]", self.messages.value(&text.language));
@@ -265,7 +268,7 @@ impl<'a> Render<'a> {
         lines
     }
 
-    /// Who holds a bulletin in full, one line each.
+    /// Returns the members that have stored a bulletin in full, one a line.
     #[must_use]
     pub(super) fn stored(&self, stored: &[proto::StoredBy]) -> Vec<String> {
         let line = |by: &proto::StoredBy| {
@@ -275,37 +278,37 @@ impl<'a> Render<'a> {
         stored.iter().map(line).collect()
     }
 
-    /// Labels and values, one pair a line; pairs with an empty value are left out.
+    /// Returns labels and values, one pair a line; pairs with an empty value are left out.
     #[must_use]
     pub(super) fn block(&self, pairs: &[Pair]) -> Vec<String> {
         self.output.block(pairs)
     }
 
-    /// A label of the catalogue with its value.
+    /// Returns a label of the catalogue with its value.
     #[must_use]
     pub(super) fn pair(&self, id: &str, value: impl Into<String>) -> Pair {
         (self.messages.text(id), value.into())
     }
 
-    /// `ma.rabat.example/feed/1, place 7`.
+    /// Returns feed and index: `ma.rabat.example/feed/1, place 7`.
     #[must_use]
     pub(super) fn place(&self, feed: &str, index: u64) -> String {
         crate::localize!(self.messages, "feed-place", feed = feed, place = index)
     }
 
-    /// `ne (Niger)`, clean, to be inserted into a message.
+    /// Returns `ne (Niger)`, clean, to be inserted into a message.
     #[must_use]
     pub(super) fn name(&self, code: &str) -> String {
         self.directory.name(code, self.messages)
     }
 
-    /// `ne (Niger)`, to stand by itself.
+    /// Returns `ne (Niger)`, isolated, for use outside of a message.
     #[must_use]
     pub(super) fn member(&self, code: &str) -> String {
         self.messages.isolate(&self.name(code))
     }
 
-    /// The catalogue of the session's language.
+    /// Returns the catalogue of the session's language.
     #[must_use]
     pub(super) fn messages(&self) -> &Messages {
         self.messages
@@ -321,12 +324,12 @@ impl<'a> Render<'a> {
         label.unwrap_or_else(|| self.messages.value(&header.kind))
     }
 
-    /// The message type, unless it is the one that most bulletins are.
+    /// Returns the message type, or an empty text for an alert, as most bulletins are.
     fn unless_alert(&self, header: &proto::Header) -> String {
         if header.msg_type == "Alert" { String::new() } else { self.messages.term("msg-type", &header.msg_type) }
     }
 
-    /// What a bulletin is that is not for real: `EXERCISE`. Empty for a real one.
+    /// Returns the banner of a bulletin that is not actual: `EXERCISE`. Empty for an actual one.
     fn not_for_real(&self, header: &proto::Header) -> String {
         if header.status == "Actual" { String::new() } else { self.messages.term("banner", &header.status) }
     }
@@ -364,7 +367,7 @@ fn handling(header: &proto::Header) -> proto::Handling {
     header.handling.clone().unwrap_or_default()
 }
 
-/// The colours that FIRST's TLP 2.0 standard (§4) gives its labels: bright on black.
+/// Returns the colour that FIRST's TLP 2.0 standard (§4) assigns to a label: bright on black.
 pub(super) fn tlp_style(label: &str) -> Style {
     let (red, green, blue) = match Tlp::read(label) {
         Some(Tlp::Red) => (0xFF, 0x2B, 0x2B),
@@ -389,7 +392,7 @@ pub(super) fn join_with(separator: &str, parts: impl IntoIterator<Item = String>
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(separator)
 }
 
-/// `PersonNotice` as `person-notice`.
+/// Returns `person-notice` for `PersonNotice`.
 pub(super) fn kebab(camel: &str) -> String {
     let mut text = String::new();
     for c in camel.chars() {
@@ -465,7 +468,7 @@ mod tests {
 
     #[test]
     fn delivery_json_matches_golden() {
-        // Written when the offset of UTC was written out: both are read.
+        // The golden file has `+00:00` for UTC; both forms can be read.
         let golden = include_str!("golden/delivery.json");
         let expected = golden.replace("+00:00\"", "Z\"");
         let mut object: Value = serde_json::from_str(golden).unwrap();

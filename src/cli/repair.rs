@@ -1,6 +1,6 @@
-//! `barid repair`: what is damaged in a stopped node's store, and putting it back.
+//! `barid repair`: finds and repairs damage in a stopped node's store.
 //!
-//! In scope: arguments and words. Out of scope: repairing (`app`).
+//! In scope: arguments and text. Out of scope: the repair itself (`app`).
 
 use std::path::PathBuf;
 
@@ -13,16 +13,16 @@ use crate::config::NodeConfig;
 use crate::store::repair::{Damage, DamageKind};
 use crate::telemetry;
 
-/// Damage that is shown one by one; of more the number is.
+/// Number of damages that are listed one by one; of more only the number is shown.
 const LISTED_MAX: usize = 1_000;
 
-/// Which node.
+/// The node.
 #[derive(Debug, Args)]
 pub(super) struct RepairArgs {
     /// Configuration of the node, which must be stopped.
     #[arg(long, value_name = "FILE", default_value = "node.toml", env = "BARID_CONFIG", hide_env = true)]
     config: PathBuf,
-    /// Only look: change nothing, and ask nobody.
+    /// Only check: change nothing, and request nothing from other members.
     #[arg(long)]
     check: bool,
 }
@@ -50,7 +50,7 @@ pub(super) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, Failure>
         && unrepaired.clone().all(|damage| matches!(damage.kind, DamageKind::Envelope { .. }));
     let members: Vec<&str> = repaired.unreached.keys().map(barid_core::ids::Member::as_str).collect();
     let only_more = repaired.more && unrepaired.clone().next().is_none();
-    // What no further run could put back.
+    // Damage that no further run can repair.
     let is_lost =
         repaired.missing > 0 || unrepaired.clone().any(|damage| matches!(damage.kind, DamageKind::Unrecoverable(_)));
     Err(if args.check && is_lost {

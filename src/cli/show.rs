@@ -1,6 +1,7 @@
-//! `barid show`: one bulletin, what became of it, and who has it.
+//! `barid show`: shows one bulletin, its state, and the members that have stored it.
 //!
-//! In scope: finding it by id when the publishing member was not written. Out of scope: proving it (`evidence`).
+//! In scope: finding a bulletin by id without its publishing member. Out of scope: proving it
+//! (`evidence`).
 
 use barid_core::bulletin::kinds::travel_document_alert;
 use barid_core::ids::Member;
@@ -17,23 +18,24 @@ use super::failure::Field;
 use super::render::{Reading, Render};
 use super::{Context, Exit, Failure, Messages, Profile, localize, message};
 
-/// Members that are asked for at the same time: few enough for a caller's limits, and a thin line is not waited for again and again.
+/// Concurrent requests, one for each member: few enough for a caller's rate limit, and enough to
+/// save round trips on a slow link.
 const CONCURRENT_REQUESTS_MAX: usize = 8;
 
-/// Which bulletin.
+/// The bulletin.
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
     /// Bulletin: `ne/0197…`, or the id alone.
     #[arg(value_name = "MEMBER/ID")]
     bulletin: BulletinRef,
-    /// Member that published it, where several have published one of this id.
+    /// Member that published it, if several have published one with this id.
     #[arg(long, value_name = "MEMBER")]
     member: Option<Member>,
     #[command(flatten)]
     pub(super) within: TimeoutArgs,
 }
 
-/// Shows it.
+/// Shows the bulletin.
 pub(super) async fn run(context: &Context, args: &ShowArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
     let client = Client::with_timeout(&profile, args.within.duration())?;
@@ -58,7 +60,7 @@ pub(super) async fn run(context: &Context, args: &ShowArgs) -> Result<Exit, Fail
     Ok(Exit::Ok)
 }
 
-/// What does not fit in the machine readable zone of a falsified document.
+/// Returns what is inconsistent in the machine readable zone of a falsified document.
 fn misfits(messages: &Messages, delivery: &proto::Delivery) -> Vec<String> {
     let content = envelope::body_of(&delivery.envelope).ok().and_then(|body| body.content);
     let Some(Content::TravelDocumentAlert(alert)) = content else { return Vec::new() };
@@ -91,8 +93,8 @@ fn state_lines(context: &Context, render: &Render<'_>, response: &proto::GetResp
     lines
 }
 
-/// Asks for a bulletin of the member that was written, or else of every member that is known. An id is a member's own: where several
-/// have one of the same id, the reader says which is meant.
+/// Requests a bulletin of the given member, or else of every known member. Ids are unique only
+/// within a member: if several members have this id, the user must name one.
 pub(super) async fn find<T>(
     profile: &Profile,
     bulletin: &BulletinRef,

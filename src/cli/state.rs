@@ -1,6 +1,6 @@
-//! What became of a bulletin, and what it is about, in words.
+//! Renders the state of a bulletin and of the bulletins that it refers to.
 //!
-//! In scope: a state and the bulletins that another one refers to, as the node found them. Out of scope: how they are found (`api`).
+//! In scope: text for both, as the node found them. Out of scope: how the node finds them (`api`).
 
 use barid_core::proto;
 use owo_colors::Style;
@@ -10,7 +10,7 @@ use super::messages::clean;
 use super::render::{Reading, Render, headline_in};
 
 impl Render<'_> {
-    /// `cancelled (recovered) by ne/0197…`.
+    /// Returns the state as text: `cancelled (recovered) by ne/0197…`.
     #[must_use]
     pub(super) fn state(&self, state: Option<&proto::State>) -> String {
         let messages = self.messages();
@@ -28,20 +28,20 @@ impl Render<'_> {
         if state.partial { format!("{text} {}", messages.text("state-perhaps-newer")) } else { text }
     }
 
-    /// The word alone, for a column.
+    /// Returns the state's term alone, for a column.
     #[must_use]
     pub(super) fn state_label(&self, state: Option<&proto::State>) -> String {
         let term = state.map(|state| state.state.as_str()).filter(|term| !term.is_empty());
         term.map_or_else(|| self.messages().text("state-unknown"), |term| self.messages().term("state", term))
     }
 
-    /// What a bulletin updates, cancels or answers, one line each.
+    /// Returns the bulletins that this one updates, cancels or acknowledges, one a line.
     #[must_use]
     pub(super) fn about(&self, reading: &Reading<'_>) -> Vec<String> {
         let messages = self.messages();
         let line = |about: &proto::Referenced| {
             let mut bulletin = about.reference.as_ref().map(name).unwrap_or_default();
-            // What this bulletin itself did to it is said by its type.
+            // The effect of this bulletin itself is clear from its type.
             let own = |state: &&proto::State| state.by.as_ref().is_some_and(|by| by.id == reading.id());
             let state = about.state.as_ref().filter(|state| state.state != "active").filter(|state| !own(state));
             if state.is_some() {
@@ -62,7 +62,7 @@ impl Render<'_> {
     }
 }
 
-/// How a state is made visible: what no longer holds must not look as what does.
+/// Returns the style of a state: a bulletin that is no longer valid must not look like a valid one.
 pub(super) fn style(state: Option<&proto::State>) -> Style {
     match state.map(|state| state.state.as_str()) {
         Some("cancelled") => Style::new().red().bold(),
@@ -72,7 +72,7 @@ pub(super) fn style(state: Option<&proto::State>) -> Style {
     }
 }
 
-/// `ne/0197…`.
+/// Returns member and id: `ne/0197…`.
 pub(super) fn name(reference: &proto::Reference) -> String {
     clean(&format!("{}/{}", reference.member, reference.id))
 }
@@ -115,7 +115,7 @@ mod tests {
         proto::Referenced { reference, held, changes_state, headlines, state: None }
     }
 
-    /// Each surface of a bulletin, as one text.
+    /// Returns the forms in which a bulletin is shown, each as one text.
     fn surfaces(lang: Lang, delivery: &proto::Delivery) -> [String; 2] {
         let context = Context::new(Messages::new(lang), Output::plain(), None);
         let render = Render::new(&context, Directory::of("ne".parse().unwrap()));

@@ -1,6 +1,7 @@
-//! `barid status`: how the node, its feed and its peers are.
+//! `barid status`: shows the status of the node, its feed and its peers.
 //!
-//! In scope: showing it, alarms included; the exit code says only whether it could be asked. Out of scope: whether the node serves (`health`).
+//! In scope: the status with its alarms. The exit code is 0 if the node answered, whatever its
+//! status. Out of scope: whether the node serves (`health`).
 
 use barid_core::proto;
 use clap::Args;
@@ -15,7 +16,7 @@ use super::output::{Cell, Table};
 use super::render::Render;
 use super::{Context, Exit, Failure, localize, message, times};
 
-/// How to ask.
+/// Arguments of `barid status`.
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     #[command(flatten)]
@@ -84,7 +85,8 @@ fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
     lines
 }
 
-/// Budgets that were used by more than half since the start, or did not suffice, with who uses most.
+/// Returns the budgets that were more than half used since the start, or were exhausted, with their
+/// largest user.
 fn budgets(context: &Context, status: &proto::GetStatusResponse) -> Vec<String> {
     let messages = &context.messages;
     let busy = |usage: &&proto::BudgetUsage| usage.denied > 0 || usage.high_water > usage.total / 2;
@@ -107,7 +109,7 @@ fn budgets(context: &Context, status: &proto::GetStatusResponse) -> Vec<String> 
     if any { [vec![String::new()], table.lines(&context.output)].concat() } else { Vec::new() }
 }
 
-/// Whether the node publishes: a word, or a word and the reason.
+/// Returns whether the node publishes, with the reason if there is one.
 fn publishing(messages: &Messages, text: &str) -> String {
     let (state, reason) = text.split_once(": ").unwrap_or((text, ""));
     let mut args = FluentArgs::new();
@@ -118,7 +120,7 @@ fn publishing(messages: &Messages, text: &str) -> String {
     known.flatten().unwrap_or_else(|| messages.term("publishing", text))
 }
 
-/// An alarm with its severity, since when it stands, and how often it was raised.
+/// Returns an alarm with its severity, how long ago it was raised, and how often.
 fn alarm_line(context: &Context, alarm: &proto::Alarm, now: Option<&Timestamp>) -> String {
     let messages = &context.messages;
     let text = alarm_text(messages, alarm).unwrap_or_else(|| messages.value(&alarm.text));
@@ -138,7 +140,7 @@ fn alarm_line(context: &Context, alarm: &proto::Alarm, now: Option<&Timestamp>) 
     format!("  ⚠ {severity}: {text} ({raised})")
 }
 
-/// An alarm in the reader's language, if the catalogue has it.
+/// Returns an alarm in the reader's language, if the catalogue has it.
 fn alarm_text(messages: &Messages, alarm: &proto::Alarm) -> Option<String> {
     let mut args = FluentArgs::new();
     for (place, value) in (1..).zip(&alarm.values) {
@@ -197,7 +199,7 @@ fn peers(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
     lines
 }
 
-/// Exact ranges of a peer's feed that are held as digests only, with the reason of each.
+/// Returns the exact ranges of a peer's feed that are held as digests only, each with its reason.
 fn undisclosed_ranges(context: &Context, render: &Render<'_>, peer: &proto::PeerStatus) -> Vec<String> {
     let messages = &context.messages;
     let line = |held: &proto::UndisclosedRange| {
@@ -215,7 +217,7 @@ fn undisclosed_ranges(context: &Context, render: &Render<'_>, peer: &proto::Peer
     peer.undisclosed_ranges.iter().map(line).collect()
 }
 
-/// How long before the node's `now` something was, in words.
+/// Returns how long before the node's `now` a time was, as text.
 fn ago(context: &Context, now: Option<&Timestamp>, at: Option<&Timestamp>) -> String {
     let (Some(now), Some(at)) = (now, at) else { return String::new() };
     let seconds = now.seconds.saturating_sub(at.seconds).max(0);

@@ -1,6 +1,6 @@
-//! `barid subscriptions`: the names under which the node records how far one has read.
+//! `barid subscriptions`: manages the named subscriptions whose cursors the node stores.
 //!
-//! In scope: listing and removing one's own. Out of scope: reading under them (`watch`).
+//! In scope: listing and removing one's own. Out of scope: reading with one (`watch`).
 
 use barid_core::proto;
 use clap::{Args, Subcommand};
@@ -11,7 +11,7 @@ use super::deadline::TimeoutArgs;
 use super::output::Table;
 use super::{Context, Exit, Failure, localize, message, times};
 
-/// What to do.
+/// Arguments of `barid subscriptions`.
 #[derive(Debug, Args)]
 pub(super) struct SubscriptionsArgs {
     #[command(subcommand)]
@@ -22,16 +22,16 @@ pub(super) struct SubscriptionsArgs {
 
 #[derive(Debug, Subcommand)]
 enum SubscriptionsCommand {
-    /// List them, with filter, progress, and when they expire.
+    /// List subscriptions with filter, progress and expiry.
     List,
-    /// Remove one.
+    /// Remove a subscription.
     Remove {
-        /// Its name.
+        /// Name of the subscription.
         name: String,
     },
 }
 
-/// Lists or removes.
+/// Lists or removes subscriptions.
 pub(super) async fn run(context: &Context, args: &SubscriptionsArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
     let client = Client::with_timeout(&profile, args.within.duration())?;
@@ -94,7 +94,7 @@ async fn list(context: &Context, client: &Client) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// A filter as the options that make it.
+/// Returns a filter as the command-line options that select it.
 fn described(filter: &proto::Filter) -> String {
     let severity = Some(filter.min_severity.clone()).filter(|severity| !severity.is_empty());
     let options = [

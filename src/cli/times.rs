@@ -1,4 +1,4 @@
-//! Times for people and from people: always UTC, always written so.
+//! Parses and formats times: always UTC, always in one form.
 //!
 //! Out of scope: what a time means for a bulletin (`core::bulletin::times`).
 
@@ -13,25 +13,26 @@ use super::fields::marked;
 const MINUTES: usize = "2026-11-23T20:05".len();
 const SECONDS: usize = "2026-11-23T20:05:11".len();
 
-/// `2026-11-23 20:05:11 UTC`; empty for an absent time, and what the message has for an impossible one, marked.
+/// Returns `2026-11-23 20:05:11 UTC`. An absent time gives an empty text; a time out of range gives
+/// its marked raw value.
 #[must_use]
 pub(super) fn seconds(at: Option<&Timestamp>) -> String {
     written(at, SECONDS)
 }
 
-/// `2026-11-23 20:05 UTC`; otherwise as [`seconds`].
+/// Returns `2026-11-23 20:05 UTC`; otherwise as [`seconds`].
 #[must_use]
 pub(super) fn minutes(at: Option<&Timestamp>) -> String {
     written(at, MINUTES)
 }
 
-/// `2026-11-23T20:05:11Z`, as [`parse`] reads it; empty for an impossible time.
+/// Returns `2026-11-23T20:05:11Z`, as [`parse`] reads it, or an empty text for a time out of range.
 #[must_use]
 pub(super) fn rfc3339(at: &Timestamp) -> String {
     Time::from_proto(at).map(|time| time.to_string()).unwrap_or_default()
 }
 
-/// A time in RFC 3339, as people read it: `2026-11-23 20:05:11.250 UTC`.
+/// Returns a time in RFC 3339 in readable form: `2026-11-23 20:05:11.250 UTC`.
 #[must_use]
 pub(super) fn spaced(rfc3339: &str) -> String {
     format!("{} UTC", rfc3339.trim_end_matches('Z').replacen('T', " ", 1))
@@ -43,10 +44,11 @@ fn written(at: Option<&Timestamp>, chars: usize) -> String {
     time.map_or_else(|| marked(at), |time| spaced(&time))
 }
 
-/// A time from the command line: `2026-11-23T20:05:11Z`, or a day, `2026-11-23`, that begins at 00:00 UTC.
+/// Parses a time from the command line: `2026-11-23T20:05:11Z`, or a day, `2026-11-23`, which
+/// begins at 00:00 UTC.
 ///
 /// # Errors
-/// In words, if it is neither.
+/// Returns a text with the expected form if it is neither.
 pub(super) fn parse(text: &str) -> Result<Timestamp, String> {
     let day = text.parse::<Date>().ok().map(|_| format!("{text}T00:00:00Z"));
     let full = day.as_deref().unwrap_or(text);

@@ -1,10 +1,11 @@
-//! TLS to one's own node: TLS 1.3 with a client certificate, the node known by its SPIFFE ID and its member's authority.
+//! TLS to the own member's node: TLS 1.3 with a client certificate. The node is authenticated by
+//! its SPIFFE ID and its member's authority.
 //!
-//! In scope: what a client of the API needs. Out of scope: the exchange listener, rosters and revocation lists.
+//! In scope: what an API client needs. Out of scope: the exchange listener, rosters and CRLs.
 //!
-//! The node is not known by its host name: names of hosts change and can be taken over, its identity
-//! `spiffe://<member>.<exchange>/node` is in its certificate. So nobody else with a certificate of the same authority, such as a
-//! focal point, can stand in for it.
+//! The node is not authenticated by its host name, because names change and can be taken over. Its
+//! certificate contains its identity `spiffe://<member>.<exchange>/node`. So no other holder of a
+//! certificate of the same authority, such as a focal point, can impersonate it.
 
 use std::io;
 use std::path::Path;
@@ -35,26 +36,28 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{Failure, Profile};
 use crate::files::{self, Guard};
 
-/// Longest for TCP and the handshake together where another attempt follows.
+/// Longest time for TCP and the handshake together, in calls that are retried.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest that a node may take to say why it does not let us in.
+/// Longest wait for the alert with which a node rejects the client.
 const ALERT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a quiet connection is asked for a sign of life.
+/// Interval of HTTP/2 keep-alive pings on an idle connection.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-/// How long that sign may take.
+/// Longest wait for the reply to a ping.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Flow-control window of the connection and its streams: large enough for a fast line, small beside an officer's machine.
+/// Flow-control window of the connection and its streams: large enough for a fast link, small for
+/// the memory of a client machine.
 const WINDOW_BYTES: u32 = 4 << 20;
 
-/// A channel to the profile's node that connects with the first call and again after a loss.
+/// Returns a channel to the profile's node. It connects with the first call, and again after a
+/// loss.
 ///
 /// # Errors
-/// If certificate, key or authority cannot be used.
+/// Returns an error if the certificate, key or authority cannot be used.
 pub fn channel(profile: &Profile) -> Result<Channel, Failure> {
     NodeConnector::of(profile, CONNECT_TIMEOUT)?.channel()
 }
 
-/// The way in to one node.
+/// Opens TLS connections to one node.
 #[derive(Clone)]
 pub(super) struct NodeConnector {
     connector: TlsConnector,
@@ -65,12 +68,12 @@ pub(super) struct NodeConnector {
     timeout: Duration,
 }
 
-/// Handshakes that are begun until one is not cut.
+/// Largest number of handshakes attempted while each is cut.
 const ATTEMPTS_MAX: u32 = 6;
-/// Before the second; longer before each further one.
+/// Pause before the second attempt; multiplied by the number of the attempt before further ones.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(30);
 
-/// Whether a handshake ended without a reason.
+/// Returns whether the other end closed the connection without an alert.
 fn is_cut(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
@@ -78,13 +81,14 @@ fn is_cut(error: &io::Error) -> bool {
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<TlsStream<TcpStream>>>> + Send>>;
 
 impl NodeConnector {
-    /// To the profile's node, with so long for TCP and the handshake together. The network is not touched yet.
+    /// Prepares connections to the profile's node; `timeout` bounds TCP and the handshake together.
+    /// The network is not used yet.
     ///
     /// # Errors
-    /// If certificate, key or authority cannot be used.
+    /// Returns an error if the certificate, key or authority cannot be used.
     pub(super) fn of(profile: &Profile, timeout: Duration) -> Result<Self, Failure> {
         let connector = TlsConnector::from(Arc::new(config(profile)?));
-        // The verifier looks at the identity, not at this name; it only has to be one that TLS can carry.
+        // The verifier checks the identity, not this name; the name only has to be valid in TLS.
         let host = profile.endpoint.rsplit_once(':').map_or(profile.endpoint.as_str(), |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = ServerName::try_from(host)
@@ -94,12 +98,12 @@ impl NodeConnector {
         Ok(Self { connector, address, name, authority, ca, timeout })
     }
 
-    /// What the profile calls the node's address, and the file of its authorities.
+    /// Returns the node's address and the file of its authorities, as in the profile.
     pub(super) fn named(&self) -> (&str, &str) {
         (&self.address, &self.ca)
     }
 
-    /// A channel that connects with the first call and again after a loss.
+    /// Returns a channel that connects with the first call, and again after a loss.
     pub(super) fn channel(&self) -> Result<Channel, Failure> {
         let endpoint = Endpoint::try_from(self.authority.clone())
             .map_err(|error| Failure::new("internal").because(&error))?
@@ -121,7 +125,8 @@ impl NodeConnector {
                 let stream = TcpStream::connect(&*self.address).await?;
                 stream.set_nodelay(true)?;
                 match self.connector.connect(self.name.clone(), stream).await {
-                    // A node to which too many come ends any of those that are not known yet.
+                    // A node with too many connections closes some of those that have not
+                    // authenticated yet.
                     Err(error) if attempt < ATTEMPTS_MAX && is_cut(&error) => {
                         tokio::time::sleep(ATTEMPT_PAUSE * attempt).await;
                         attempt += 1;
@@ -137,8 +142,9 @@ impl NodeConnector {
         tokio::time::timeout(self.timeout, both).await.map_err(late)?
     }
 
-    /// The alert with which the node refuses our certificate; `None` if it does not. In TLS 1.3 it comes when the handshake is over for us,
-    /// and what we have sent by then can push it aside: here nothing is sent.
+    /// Returns the alert with which the node rejects this client's certificate, or `None` if it
+    /// accepts it. In TLS 1.3 the alert arrives after the client's side of the handshake, and data
+    /// already sent can displace it. So nothing is sent here.
     pub(super) async fn rejection_alert(&self) -> Option<AlertDescription> {
         let handshake = async {
             let mut stream = self.connect().await.err_into_alert()?;
@@ -151,7 +157,7 @@ impl NodeConnector {
     }
 }
 
-/// An I/O error as the alert in it, if there is one.
+/// Converts an I/O error to the TLS alert in it, if there is one.
 trait ErrIntoAlert<T> {
     fn err_into_alert(self) -> Result<T, Option<AlertDescription>>;
 }
@@ -165,7 +171,8 @@ impl<T> ErrIntoAlert<T> for io::Result<T> {
     }
 }
 
-/// The TLS error among an error and its sources. An I/O error carries it inside, not as its source.
+/// Returns the TLS error among an error and its sources. An I/O error contains it, but does not
+/// return it as its source.
 pub(super) fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -187,7 +194,7 @@ fn config(profile: &Profile) -> Result<ClientConfig, Failure> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let anchors = authorities(&profile.ca)?;
     let chain = certificates(&profile.certificate)?;
-    // A node rejects it all the same, and says less.
+    // A node would reject it too, but with less detail.
     if let Some(Err(unfit)) = chain.first().map(|own| certificate::check(own, Purpose::Client)) {
         return Err(unusable(&profile.certificate).because(&unfit));
     }
@@ -206,7 +213,7 @@ fn config(profile: &Profile) -> Result<ClientConfig, Failure> {
         .with_client_auth_cert(chain, key)
         .map_err(|error| unusable(&profile.certificate).because(&error))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // Resumption would skip the node's check whether our certificate was revoked.
+    // Resumption would skip the node's revocation check of this certificate.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
@@ -221,7 +228,7 @@ fn text(path: &Path) -> Result<String, Failure> {
     files::read_text(path, Guard::Public).map_err(|error| unusable(path).because(&error))
 }
 
-/// The authorities in a file, so far as they are fit; at least one is.
+/// Returns the fit authorities of a file; it is an error if there is none.
 fn authorities(path: &Path) -> Result<RootCertStore, Failure> {
     let (mut anchors, mut unfit) = (RootCertStore::empty(), None);
     for listed in certificates(path)? {
@@ -240,18 +247,18 @@ fn unusable(path: &Path) -> Failure {
     Failure::usage("identity-unusable").path(path)
 }
 
-/// Why whoever answers is not the node, beyond what TLS has a word for.
+/// Why the server is not the node, for reasons without a TLS error of their own.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NotTheNode {
-    /// Somebody else of the same authority.
+    /// A different identity of the same authority.
     #[error("the certificate at this address is for {found}, not for {wanted}")]
     Identity {
         /// Its SPIFFE ID, if it has one.
         found: String,
-        /// The node's.
+        /// The node's SPIFFE ID.
         wanted: String,
     },
-    /// A certificate that no node may have.
+    /// A certificate that is not fit for a node.
     #[error("the node's certificate: {0}")]
     Unfit(Unfit),
 }
@@ -315,7 +322,8 @@ impl ServerCertVerifier for NodeVerifier {
     }
 }
 
-/// The one URI among the certificate's names (SPIFFE X.509-SVID §2: exactly one).
+/// Returns the only URI among the certificate's names, or `None` if there is not exactly one
+/// (SPIFFE X.509-SVID §2).
 pub(super) fn spiffe_id(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let names = parsed.subject_alternative_name().ok()??;

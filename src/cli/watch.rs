@@ -1,7 +1,7 @@
-//! `barid watch`: bulletins as they arrive, for as long as it runs.
+//! `barid watch`: shows bulletins as they arrive, until it is stopped.
 //!
-//! In scope: where it begins; taking up again where the line was cut; showing each bulletin once, whatever history the node's store goes on
-//! with. Out of scope: what is known of that (`progress`).
+//! In scope: the start position; resuming after a lost connection; showing each bulletin once, even
+//! if the node's store was reset. Out of scope: the recorded progress (`progress`).
 
 mod progress;
 mod seen;
@@ -24,17 +24,18 @@ use super::history::{damage, warn};
 use super::render::{Reading, Render};
 use super::{Context, Exit, Failure, deadline, localize, message};
 
-/// First pause after a cut line; doubled each time, back to this once something came.
+/// First pause after a lost connection; doubled each time, and reset when an event is received.
 const RETRY_DELAY_SECONDS: u64 = 1;
-/// Longest pause: a line that is back is noticed within it.
+/// Longest pause, and so the longest delay until a restored connection is used.
 const RETRY_DELAY_SECONDS_MAX: u64 = 30;
-/// Bulletins shown before the progress is kept, if more are waiting.
+/// Number of shown bulletins after which the progress is saved, if more are waiting.
 const COMMIT_EVERY: u32 = 100;
-/// Longest that shown bulletins are not kept when nothing more comes.
+/// Longest time until the progress is saved if no further event is received.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
-/// Longest that a position is not kept where nothing matches: what was looked at is not looked at again.
+/// Longest time until a position without matching bulletins is saved, so that they are not scanned
+/// again.
 const POSITION_COMMIT_INTERVAL: Duration = Duration::from_secs(60);
-/// Longest that the end is held up for what was shown last to be kept.
+/// Longest delay of the exit to save the last progress.
 const FINAL_COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What to watch, from where, and when to stop.
@@ -42,30 +43,32 @@ const FINAL_COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct WatchArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Begin here where nothing else says so: `now`, `beginning`, or a cursor as `--json` shows it with each bulletin.
+    /// Start position if there is no other: `now`, `beginning`, or a cursor as `--json` shows it
+    /// with each bulletin.
     #[arg(long, value_name = "PLACE", value_parser = parse_start)]
     from: Option<StartPosition>,
-    /// Go on from the cursor in this file, and keep it there; a new file begins where --from says.
+    /// Resume from the cursor in this file, and save it there; a new file begins at --from.
     #[arg(long, value_name = "FILE")]
     cursor: Option<PathBuf>,
-    /// Begin where the subscription of this name stopped, and record progress under it at the node; a new name needs --from.
+    /// Resume the subscription of this name, and record progress in it at the node; a new name
+    /// needs --from.
     #[arg(long, value_name = "NAME")]
     subscription: Option<String>,
-    /// Give the subscription the filter of this command line, and begin anew where --from says.
+    /// Replace the subscription's filter with that of this command line, and begin again at --from.
     #[arg(long, requires = "subscription", requires = "from")]
     replace_filter: bool,
-    /// Stop after so many bulletins.
+    /// Stop after this number of bulletins.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Stop after so many seconds; exit code 3 if `--count` was not reached.
+    /// Stop after this number of seconds; exit code 3 if `--count` was not reached.
     #[arg(long = "for", value_name = "SECONDS")]
     seconds: Option<u64>,
-    /// Longest until the node answers; watching itself is not bounded by it.
+    /// Seconds until the node must answer; watching itself has no time limit.
     #[arg(long, value_name = "SECONDS", default_value_t = deadline::SECONDS, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
 }
 
-/// Where to begin.
+/// Start position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum StartPosition {
     Now,
@@ -77,7 +80,7 @@ fn parse_start(text: &str) -> Result<StartPosition, String> {
     match text {
         "now" => Ok(StartPosition::Now),
         "beginning" | "0" => Ok(StartPosition::Beginning),
-        // A number alone does not prove of which history of the node's store it is.
+        // A number alone does not prove to which state of the node's store it belongs.
         number if number.bytes().all(|b| b.is_ascii_digit()) => Err(EXPECTED.to_owned()),
         text => parse_cursor(text).map(StartPosition::Cursor).ok_or_else(|| EXPECTED.to_owned()),
     }
@@ -85,7 +88,7 @@ fn parse_start(text: &str) -> Result<StartPosition, String> {
 
 const EXPECTED: &str = "now, beginning, or a cursor";
 
-/// Watches.
+/// Watches for bulletins.
 pub(super) async fn run(context: &Context, args: &WatchArgs) -> Result<Exit, Failure> {
     let mut progress = match &args.cursor {
         Some(path) => Progress::open(path, &args.filter.to_proto())?,
@@ -102,7 +105,7 @@ pub(super) async fn run(context: &Context, args: &WatchArgs) -> Result<Exit, Fai
         _ = tokio::signal::ctrl_c() => Exit::Ok,
     };
     if watch.progress.uncommitted > 0 || !watch.progress.is_saved() {
-        // What the node does not record in this time is shown again.
+        // What the node does not record in this time is shown again in the next run.
         watch.progress.save()?;
         _ = tokio::time::timeout(FINAL_COMMIT_TIMEOUT, watch.commit()).await;
     }
@@ -130,7 +133,8 @@ impl Watch<'_> {
             if self.progress.cursor != before {
                 delay = RETRY_DELAY_SECONDS;
             } else if self.progress.cursor.is_none() && self.begins_now() {
-                // Nothing was ever received: the node is not there, and "from now" would silently skip what comes until it is.
+                // Nothing was ever received: the node cannot be reached, and starting "now" later
+                // would silently skip the bulletins until then.
                 return Err(failure);
             }
             self.context.output.error_line(&localize!(self.context.messages, "connection-lost", nSeconds = delay));
@@ -159,7 +163,7 @@ impl Watch<'_> {
         }
     }
 
-    /// One stream: until it ends, or enough was shown.
+    /// Reads one stream until it ends or enough bulletins are shown.
     async fn follow(&mut self) -> Result<(), Failure> {
         let mut stream = deadline::within(self.args.timeout, self.client.subscribe(self.request())).await?;
         let mut committed_at = Instant::now();
@@ -179,7 +183,8 @@ impl Watch<'_> {
             let Some(response) = next.map_err(|status| Failure::from_status(&status))? else {
                 return Err(Failure::new("unavailable").exit(Exit::NotReached));
             };
-            // From the place where it begins on nothing is missed, however soon it ends; after a reset the old place means nothing.
+            // The start position is saved at once, so that nothing after it is missed, however soon
+            // the process ends. After a reset the old position is invalid.
             let begins = self.progress.cursor.is_none() || matches!(response.event, Some(Event::Reset(_)));
             self.show(response)?;
             let enough = self.args.count.is_some_and(|count| self.progress.printed >= count);
@@ -203,12 +208,13 @@ impl Watch<'_> {
         let output = &self.context.output;
         match event {
             Some(Event::Delivery(delivery)) => {
-                // After a reset, and at times after a cut, what was shown comes again.
+                // After a reset, and sometimes after a lost connection, bulletins are received
+                // again.
                 if self.progress.is_new(&delivery) {
                     self.show_bulletin(&delivery, &cursor)?;
                 }
             }
-            // Named and passed: what comes after it is not held up.
+            // Reported and skipped: a damaged entry does not delay later ones.
             Some(Event::Damaged(damaged)) => {
                 if self.progress.is_new_damage(&damaged) {
                     if output.is_json() {
@@ -267,14 +273,15 @@ impl Watch<'_> {
         output.line("")
     }
 
-    /// Keeps how far it has come: in the file, and at the node under the name.
+    /// Saves the progress in the file, and records it in the subscription at the node.
     async fn commit(&mut self) -> Result<(), Failure> {
         self.progress.save()?;
         if let (Some(name), Some(cursor)) = (&self.args.subscription, &self.progress.cursor) {
             let (subscription, cursor) = (name.clone(), cursor.clone());
             let request = proto::AcknowledgeRequest { subscription, cursor, ..proto::AcknowledgeRequest::default() };
             match self.client.acknowledge(request).await {
-                // The node came back with another history of its store before the stream was cut: the next stream tells where it goes on.
+                // The node came back with another store before the stream was cut; the next stream
+                // reports where it continues.
                 Err(failure) if matches!(failure.id(), "cursor-mismatch" | "unknown-subscription") => {
                     return Err(failure.exit(Exit::NotReached));
                 }

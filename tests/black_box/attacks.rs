@@ -1,8 +1,9 @@
-//! Strangers, people and members that use up whatever they can: the node keeps within its budgets, its own officers publish, its operator gets in, and
-//! it stops when it is asked to.
+//! Resource exhaustion by strangers, clients and members. The node stays within its budgets, its
+//! own officers can publish, its operator can connect, and it stops when asked.
 //!
-//! `BARID_ATTACK_SECONDS=10 BARID_BIN=target/release/barid cargo test -p barid --test black_box attacks -- --nocapture` prints the table of
-//! docs/limits.md; without these it is a short form, in which nothing is timed.
+//! `BARID_ATTACK_SECONDS=10 BARID_BIN=target/release/barid cargo test -p barid --test black_box
+//! attacks -- --nocapture` prints the table of docs/limits.md. Without these variables the test is
+//! short and measures no times.
 
 use std::fs;
 use std::path::Path;
@@ -30,22 +31,22 @@ use tokio_rustls::client::TlsStream;
 
 use crate::world::{DEADLINE, World, example, until};
 
-/// Between two bulletins of the officer who publishes meanwhile.
+/// Pause between two bulletins of the officer who publishes during an attack.
 const PUBLISH_EVERY: Duration = Duration::from_millis(20);
 /// `memory_mib` of the attacked node.
 const MEMORY_MIB: u64 = 512;
-/// What the process may take beside the budgets: allocator, page tables, the store's caches.
+/// Memory of the process beside the budgets: allocator, page tables, the store's caches.
 const BESIDE_MIB: u64 = 128;
 
 fn seconds() -> Option<u64> {
     std::env::var("BARID_ATTACK_SECONDS").ok()?.parse().ok()
 }
 
-/// Who attacks, and where.
+/// The attacked node and the attackers' identities.
 #[derive(Clone)]
 struct Target {
     folder: std::path::PathBuf,
-    /// The folder of the member that has gone rogue.
+    /// The folder of the malicious member.
     rogue: std::path::PathBuf,
     api: String,
     exchange: String,
@@ -73,7 +74,7 @@ impl Target {
     }
 }
 
-/// Whoever attacks does not ask who it attacks.
+/// Accepts any server certificate: an attacker does not verify its target.
 #[derive(Debug)]
 struct AcceptAnyServer;
 
@@ -112,7 +113,7 @@ impl rustls::client::danger::ServerCertVerifier for AcceptAnyServer {
     }
 }
 
-/// `None` where the node does not let the connection in.
+/// Connects with TLS; returns `None` if the node rejects the connection.
 async fn tls(address: &str, certificate: &Path, key: &Path, alpn: &[u8]) -> Option<TlsStream<TcpStream>> {
     let chain = CertificateDer::pem_file_iter(certificate).unwrap().map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_file(key).unwrap();
@@ -133,7 +134,7 @@ async fn tls(address: &str, certificate: &Path, key: &Path, alpn: &[u8]) -> Opti
 
 type Requests = h2::client::SendRequest<Bytes>;
 
-/// HTTP/2 over it; `window` bytes of answers may come unread.
+/// Starts HTTP/2 on a stream, with a flow-control window of `window` bytes.
 async fn http2(stream: TlsStream<TcpStream>, window: u32) -> Option<Requests> {
     let mut builder = h2::client::Builder::new();
     let handshake = builder.initial_window_size(window).handshake::<_, Bytes>(stream).await.ok()?;
@@ -147,7 +148,7 @@ fn request(method: &str) -> http::Request<()> {
     builder.header("content-type", "application/grpc").header("te", "trailers").body(()).unwrap()
 }
 
-/// A message as gRPC frames it.
+/// Returns a message with its gRPC framing.
 fn framed(message: &impl prost::Message) -> Bytes {
     let mut bytes = BytesMut::new();
     bytes.put_u8(0);
@@ -156,18 +157,19 @@ fn framed(message: &impl prost::Message) -> Bytes {
     bytes.freeze()
 }
 
-/// Calls of one method that hold what they can, on as many connections and as often as the node lets.
+/// Calls of one method that hold as many resources as possible, on as many connections as the node
+/// accepts.
 #[derive(Clone, Copy)]
 struct Calls {
     person: &'static str,
     method: &'static str,
-    /// What is read of the answers.
+    /// Flow-control window of the responses; with 0 none is read.
     window: u32,
-    /// Whether the request ends with what is sent of it.
+    /// Whether the request ends after its first bytes.
     ends: bool,
 }
 
-/// `sent` makes what the request of each call begins with.
+/// Opens calls; `sent` returns the first bytes of each request.
 async fn calls(target: Target, calls: Calls, sent: impl Fn(u64) -> Bytes, stop: Arc<AtomicBool>) {
     let Calls { person, method, window, ends } = calls;
     let (mut held, mut number) = (Vec::new(), 0);
@@ -187,7 +189,7 @@ async fn calls(target: Target, calls: Calls, sent: impl Fn(u64) -> Bytes, stop: 
             open.push((response, body));
         }
         held.push((requests, open));
-        // A few connections hold what there is to hold.
+        // A few connections suffice to hold all that can be held.
         if held.len() >= 4 {
             tokio::time::sleep(Duration::from_millis(50)).await;
             held.remove(0);
@@ -195,7 +197,7 @@ async fn calls(target: Target, calls: Calls, sent: impl Fn(u64) -> Bytes, stop: 
     }
 }
 
-/// The beginning of a message of 4 MiB.
+/// Returns the beginning of a message of 4 MiB.
 fn unfinished() -> Bytes {
     let mut beginning = BytesMut::new();
     beginning.put_u8(0);
@@ -204,7 +206,8 @@ fn unfinished() -> Bytes {
     beginning.freeze()
 }
 
-/// A name with one long filter, and then with another.
+/// Returns a subscription with a long filter, and alternately a different one, so that each call
+/// replaces the filter.
 fn renamed(number: u64) -> Bytes {
     let topics = (0..60)
         .map(|n| format!("security.{}.t{n}.>", if number.is_multiple_of(2) { "a" } else { "b" }.repeat(90)))
@@ -218,7 +221,7 @@ fn renamed(number: u64) -> Bytes {
     })
 }
 
-/// Connections that never say anything.
+/// Connections that send nothing.
 async fn silent(target: Target, stop: Arc<AtomicBool>) {
     let mut held = std::collections::VecDeque::new();
     while !stop.load(Ordering::Relaxed) {
@@ -245,7 +248,7 @@ fn http2_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// Frames of no use, as fast as they are taken.
+/// Sends useless frames as fast as the node reads them.
 async fn frames(target: Target, exchange: bool, frame: Vec<u8>, stop: Arc<AtomicBool>) {
     let many = frame.repeat((64 << 10) / frame.len() + 1);
     while !stop.load(Ordering::Relaxed) {
@@ -261,7 +264,7 @@ async fn frames(target: Target, exchange: bool, frame: Vec<u8>, stop: Arc<Atomic
     }
 }
 
-/// The same, of which a few bytes inflate to megabytes.
+/// Sends useless frames of which a few bytes decompress to megabytes.
 async fn inflating(target: Target, stop: Arc<AtomicBool>) {
     let mut bomb = ZstdEncoder::new(Vec::new());
     bomb.write_all(PREFACE).await.unwrap();
@@ -286,7 +289,7 @@ async fn inflating(target: Target, stop: Arc<AtomicBool>) {
     }
 }
 
-/// Connections that do nothing, as many as are let in.
+/// Opens idle connections, as many as the node accepts.
 async fn idle(target: Target, name: &'static str, stop: Arc<AtomicBool>) {
     let mut held = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -297,7 +300,7 @@ async fn idle(target: Target, name: &'static str, stop: Arc<AtomicBool>) {
     }
 }
 
-/// A link on which the rogue sends whatever `next` makes.
+/// A link on which the malicious member sends the frames of `next`.
 async fn link(target: Target, mut next: impl FnMut(u64) -> Frame + Send, stop: Arc<AtomicBool>) {
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -314,7 +317,7 @@ async fn link(target: Target, mut next: impl FnMut(u64) -> Frame + Send, stop: A
         if body.send_data(framed(&first), false).is_err() {
             continue;
         }
-        // What the node sends is read, so that only what it receives counts.
+        // The node's frames are read, so that only received frames are limited.
         let reads = tokio::spawn(async move {
             let Ok(response) = response.await else { return };
             let mut body = response.into_body();
@@ -363,7 +366,7 @@ fn attack<F: Future<Output = ()> + Send + 'static>(
     Box::new(move |target, stop| Box::pin(run(target, stop)))
 }
 
-/// Every attack, with its name in the table.
+/// Returns all attacks with their names in the table.
 fn attacks() -> Vec<(&'static str, Vec<Attack>)> {
     let read = |method| Calls { person: "border-post", method, window: 0, ends: true };
     let publish = |person, method| Calls { person, method, window: 1 << 20, ends: false };
@@ -501,7 +504,7 @@ fn attacks() -> Vec<(&'static str, Vec<Attack>)> {
     ]
 }
 
-/// What others felt.
+/// Publish latencies during an attack, as other clients see them.
 #[derive(Default)]
 struct Felt {
     millis: Vec<f64>,
@@ -516,7 +519,8 @@ impl Felt {
     }
 }
 
-/// Publishes for so long, each bulletin awaited; every tenth is Extreme. None may be denied.
+/// Publishes for the given time, one bulletin after the other; every tenth is Extreme. No bulletin
+/// may be denied.
 async fn officer(client: &mut FocalPointClient<tonic::transport::Channel>, lasting: Duration) -> Felt {
     let ordinary: proto::Draft = serde_json::from_value(example("stolen-passport.fr.json", |_| ())).unwrap();
     let mut extreme = ordinary.clone();
@@ -553,7 +557,7 @@ fn node_stays_within_budgets_under_attack() {
     let mut world = World::prepared(&["ma", "tn"], "info", |_, config| {
         config.replace("memory_mib = 2048", &format!("memory_mib = {MEMORY_MIB}"))
     });
-    // An officer whose certificate is good, and who was granted nothing.
+    // An officer with a valid certificate, but without a grant.
     let clients = world.folder("ma").join("clients");
     fs::create_dir(clients.join("ungranted")).unwrap();
     for file in ["client.pem", "client.key", "client.toml"] {
@@ -602,7 +606,7 @@ fn node_stays_within_budgets_under_attack() {
             attacks.iter().map(|run| attackers.spawn(run(target.clone(), Arc::clone(&stop)))).collect();
         let mut under = people.block_on(officer(&mut client, lasting));
         assert!(world.runs("ma"), "{name}: {}", world.log_end("ma"));
-        // The operator gets in.
+        // The operator can connect.
         let status = world.json("ma", "operator", &["status"]).remove(0);
         assert_eq!(status["publishing"], "yes", "{name}");
         let peak = memory_mib(process, "VmHWM:");

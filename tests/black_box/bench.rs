@@ -1,4 +1,4 @@
-//! An engineer measures: figures have the names under which other brokers are measured.
+//! Benchmarks: metrics have the names that benchmarks of other brokers use.
 
 use serde_json::Value;
 

@@ -1,5 +1,6 @@
-//! One of five nodes has a bad disk: bits flip in its commit log, a stretch of it is overwritten, its view rots, its log loses its end. What was
-//! acknowledged is neither lost nor served wrong; the damage is named, and is healed from what proves itself or from the peers.
+//! One of five nodes has a bad disk: bits flip in its commit log, a range of it is overwritten, its
+//! index database is corrupted, its log loses its end. No acknowledged entry is lost or served
+//! wrong; the damage is reported, and repaired by error correction or from peers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,21 +26,22 @@ use crate::publishers::client;
 use crate::world::{DEADLINE, World, barid, example, program, text, until_within};
 
 const FIVE: [&str; 5] = ["ma", "ly", "tn", "ne", "mr"];
-/// Entries of all five together; `BARID_FLIP_ENTRIES` asks for more.
+/// Entries of all five nodes together; `BARID_FLIP_ENTRIES` sets another number.
 const ENTRIES: u64 = 3_000;
-/// Bulletins of one publisher without an answer.
+/// Unanswered bulletins of one publisher.
 const WINDOW: usize = 1_024;
-/// Bits that flip in a view at once.
+/// Number of bits that flip in an index database at once.
 const INDEX_FLIPS: usize = 64;
-/// Entries that are read through the API at most: the oldest, where the damage is. All are read from the disks at the end.
+/// Maximum number of entries read through the API: the oldest, where the damage is. At the end all
+/// are read from the disks.
 const READ_MAX: usize = 20_000;
 
-/// Five nodes, and what their publishers were told.
+/// Five nodes, and the receipts of their publishers.
 struct Five {
     world: World,
     runtime: tokio::runtime::Runtime,
     channels: BTreeMap<&'static str, Channel>,
-    /// Digests that receipts were for, by member and index.
+    /// Digests with a receipt, by member and index.
     released: BTreeMap<&'static str, Vec<Digest>>,
     random: Random,
 }
@@ -64,7 +66,7 @@ impl Five {
         five
     }
 
-    /// Every entry may take a millisecond.
+    /// Returns a deadline with one millisecond for each entry.
     fn timeout(&self) -> Duration {
         let entries = self.released.values().map(Vec::len).sum::<usize>();
         DEADLINE + Duration::from_millis(u64::try_from(entries).unwrap())
@@ -79,12 +81,12 @@ impl Five {
         feeds[0].len() == FIVE.len() && feeds.iter().all(|other| *other == feeds[0])
     }
 
-    /// Entries that are read through the API.
+    /// Returns the number of entries read through the API.
     fn readable(&self) -> usize {
         self.released.values().map(Vec::len).sum::<usize>().min(READ_MAX)
     }
 
-    /// What a member serves to its people of what was released is what was released.
+    /// Checks that a member serves exactly the entries with receipts.
     fn serves_what_was_released(&self, at: &str) {
         let all = self.readable();
         let deliveries = self.runtime.block_on(oldest(&self.channels[at], all)).unwrap();
@@ -104,7 +106,7 @@ impl Five {
         }
     }
 
-    /// All nodes are stopped; each one's store has every entry that was released, in full.
+    /// Stops all nodes and checks that each store has every entry with a receipt, in full.
     fn hold_all_on_disk(&mut self) {
         let roster = Roster::read(&fs::read(self.world.roster()).unwrap()).unwrap().0;
         for member in FIVE {
@@ -133,7 +135,7 @@ impl Five {
         (output.status.code(), serde_json::from_str(message.lines().next().unwrap_or_default()).unwrap_or_default())
     }
 
-    /// Starts a node that is expected to end by itself.
+    /// Starts a node that must end by itself.
     fn start_failure(&self, member: &str) -> Output {
         let mut node = Command::new(program());
         let ended = node.args(["node", "--config", &self.config(member)]).env("BARID_LANG", "en").output().unwrap();
@@ -174,7 +176,7 @@ async fn publish(channel: Channel, count: u64) -> Vec<Digest> {
     released.into_values().collect()
 }
 
-/// The deliveries that arrived first, or why they cannot be read.
+/// Returns the first `count` deliveries, or the error that prevents reading them.
 async fn oldest(channel: &Channel, count: usize) -> Result<Vec<proto::Delivery>, tonic::Status> {
     use proto::subscribe_request::Start;
     use proto::subscribe_response::Event;
@@ -195,7 +197,7 @@ async fn oldest(channel: &Channel, count: usize) -> Result<Vec<proto::Delivery>,
     Ok(deliveries)
 }
 
-/// How many of the first arrivals are delivered, and those that are named as damaged.
+/// Returns how many of the first `count` entries are delivered, and those reported as damaged.
 async fn delivered_and_damaged(channel: &Channel, count: usize) -> (usize, Vec<proto::DamagedEntry>) {
     use proto::subscribe_request::Start;
     use proto::subscribe_response::Event;
@@ -212,7 +214,7 @@ async fn delivered_and_damaged(channel: &Channel, count: usize) -> (usize, Vec<p
     (delivered, damaged)
 }
 
-/// A node's first segment of the log, or its last one.
+/// Returns a node's first or last segment of the log.
 fn segment(folder: &Path, last: bool) -> (PathBuf, Vec<u8>) {
     let names = fs::read_dir(folder.join("data/log")).unwrap().map(|file| file.unwrap().path());
     let mut paths: Vec<PathBuf> =
@@ -223,7 +225,7 @@ fn segment(folder: &Path, last: bool) -> (PathBuf, Vec<u8>) {
     (path, bytes)
 }
 
-/// All that was in a segment is there; more may be by now.
+/// Checks that the content of a segment is unchanged; more may have been appended.
 fn is_as_it_was(path: &Path, whole: &[u8]) {
     let used = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
     let now = fs::read(path).unwrap();
@@ -232,19 +234,19 @@ fn is_as_it_was(path: &Path, whole: &[u8]) {
     assert!(now.len() >= used);
 }
 
-/// Where records begin in a segment.
+/// Returns the byte offsets of records in a segment.
 fn records(segment: &[u8]) -> Vec<usize> {
     (4_096..segment.len() - 4).step_by(8).filter(|at| &segment[*at..*at + 4] == b"BRD\x01").collect()
 }
 
-/// Bytes of a record's head, and where its envelopes begin.
+/// Returns the byte range of a record's head, and the byte offset of its envelopes.
 fn head_of(segment: &[u8], record: usize) -> (std::ops::Range<usize>, usize) {
     let len = u32::from_le_bytes(segment[record + 4..record + 8].try_into().unwrap());
     let end = record + 24 + usize::try_from(len).unwrap();
     (record + 24..end, end)
 }
 
-/// A record with envelopes of some length, not the last one of the segment.
+/// Returns records with envelopes of more than 900 bytes, except the last record of the segment.
 fn with_body(segment: &[u8]) -> Vec<usize> {
     let all = records(segment);
     let has_body = |record: &usize| u64::from_le_bytes(segment[record + 8..record + 16].try_into().unwrap()) > 900;
@@ -263,12 +265,13 @@ fn bit_flips_on_one_node_lose_nothing_and_are_never_served() {
     println!("{entries} entries: none lost, none served wrong");
 }
 
-/// Jepsen's fault: one bit of one node's log.
+/// The fault that Jepsen injects: one bit of one node's log.
 fn single_bit_flip_is_corrected_on_read_and_on_start(five: &mut Five) {
     let folder = five.world.folder("tn");
     let (path, whole) = segment(&folder, false);
     let bodies = with_body(&whole);
-    // While the node runs, in the content of an entry that is not in its memory any more: it was started since.
+    // In the content of an entry, while the node runs. It was restarted, so the entry is not in its
+    // memory.
     five.world.stop("tn");
     let record = bodies[five.draw(bodies.len())];
     let at = head_of(&whole, record).1 + five.draw(900);
@@ -280,7 +283,7 @@ fn single_bit_flip_is_corrected_on_read_and_on_start(five: &mut Five) {
     assert!(five.world.log_end("tn").contains("a flipped bit of the commit log was corrected"));
     is_as_it_was(&path, &whole);
 
-    // In a head, and the machine lost power: the whole log is read when it starts.
+    // In a head, with a power failure: the whole log is read at the start.
     five.world.kill("tn");
     let (path, whole) = segment(&folder, false);
     let bodies = with_body(&whole);
@@ -297,7 +300,7 @@ fn single_bit_flip_is_corrected_on_read_and_on_start(five: &mut Five) {
     five.serves_what_was_released("tn");
 }
 
-/// More than a bit: sectors of two entries' content, of the node's own feed and of another one.
+/// More than one bit: sectors in the content of entries, of the node's own feed and of others.
 fn damaged_range_is_reported_and_repaired_from_peers(five: &mut Five) {
     five.world.kill("tn");
     let folder = five.world.folder("tn");
@@ -310,7 +313,8 @@ fn damaged_range_is_reported_and_repaired_from_peers(five: &mut Five) {
     }
     fs::write(&path, &bytes).unwrap();
 
-    // Read while the node runs, it is named and an alarm, nothing wrong is served, and all else is.
+    // Damage read while the node runs is reported and raises an alarm; no wrong content is served,
+    // and everything else is.
     five.world.run("tn");
     let all = five.readable();
     let (delivered, damaged) = five.runtime.block_on(delivered_and_damaged(&five.channels["tn"], all));
@@ -320,7 +324,7 @@ fn damaged_range_is_reported_and_repaired_from_peers(five: &mut Five) {
     assert!(alarms.contains("barid repair"), "{alarms}");
     five.world.kill("tn");
 
-    // After a loss of power it does not start, says where, and what to do.
+    // After a power failure the node does not start. Its error names the place and the next step.
     fs::remove_dir_all(folder.join("data/db")).unwrap();
     let damaged = fs::read(&path).unwrap();
     let message = text(&five.start_failure("tn").stderr);
@@ -331,7 +335,7 @@ fn damaged_range_is_reported_and_repaired_from_peers(five: &mut Five) {
     assert!(named.len() >= 3 && named.iter().all(|damage| damage["what"] == "envelope"), "{found}");
     assert!(named.iter().all(|damage| damage["file"].as_str().unwrap() == path.to_str().unwrap()), "{found}");
     assert!(fs::read(&path).unwrap() == damaged, "nothing is changed");
-    // Nobody can be reached; then one other member is enough.
+    // Without any reachable peer nothing is repaired; one peer suffices.
     for member in ["ma", "ly", "ne", "mr"] {
         five.world.stop(member);
     }
@@ -345,7 +349,7 @@ fn damaged_range_is_reported_and_repaired_from_peers(five: &mut Five) {
     is_as_it_was(&path, &whole);
     assert_eq!(five.repair("tn", &["--check"]).1["damage"].as_array().unwrap().len(), 0);
 
-    // It serves all of it to one that has lost its disk, alone.
+    // The repaired node alone serves everything to a member that has lost its disk.
     five.world.run("tn");
     fs::remove_dir_all(five.world.folder("mr").join("data")).unwrap();
     five.world.run_without_store("mr");
@@ -378,7 +382,8 @@ fn damaged_index_is_rebuilt(five: &mut Five) {
             }
         }
         five.world.run("ne");
-        // What cannot be read from the view makes it rebuild itself at the next start; nothing wrong is served meanwhile.
+        // A read error of the index database causes a rebuild at the next start; no wrong content
+        // is served meanwhile.
         let read = five.runtime.block_on(oldest(&five.channels["ne"], five.readable()));
         if read.is_err() {
             five.world.kill("ne");
@@ -398,7 +403,7 @@ fn truncated_log_is_reported_and_feed_continues_in_next_epoch(five: &mut Five) {
     fs::write(&path, &whole[..all[all.len() / 2] + 40]).unwrap();
     let message = text(&five.start_failure("ly").stderr);
     assert!(message.contains("damage: ") && message.contains("barid repair"), "{message}");
-    // Looking says what would help: running it again without looking would not.
+    // The check recommends recovery, because another run of repair would not help.
     let looked = barid(&["--json", "repair", "--check", "--config", &five.config("ly")]);
     let message = text(&looked.stderr);
     assert!(message.contains("\"id\":\"repair-lost\"") && message.contains("barid recover"), "{message}");
@@ -408,7 +413,8 @@ fn truncated_log_is_reported_and_feed_continues_in_next_epoch(five: &mut Five) {
     assert_eq!(found["damage"][0]["what"], "lost", "{found}");
     println!("the log of ly ends at commit {}, {missing} of its own entries are missing", found["newestCommit"]);
 
-    // As it says: without the folder it is in doubt and takes back what others hold, and then it goes on in its next epoch.
+    // As recommended: without the folder the feed needs recovery, the node fetches its entries from
+    // peers, and the feed continues in its next epoch.
     fs::rename(folder.join("data"), folder.join("damaged")).unwrap();
     five.world.run_without_store("ly");
     let draft = five.world.draft("x.json", &example("stolen-passport.fr.json", |_| ()));

@@ -1,4 +1,5 @@
-//! A node and an officer whose certificates come from an authority outside this program, by the recipe of the operator's guide.
+//! A node and an officer with certificates from an external authority, by the recipe of the
+//! operator's guide.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -10,10 +11,10 @@ use serde_json::Value;
 
 use crate::world::{DEADLINE, MEMBERS, World, barid, example, text, until};
 
-/// The commands of the guide's section on certificates, block by block.
+/// The operator's guide; its section on certificates has the commands in blocks.
 const RECIPE: &str = include_str!("../../docs/operator.md");
 
-/// A block of the recipe, as a shell runs it in `folder`.
+/// Runs a block of the recipe in a shell in `folder`.
 fn recipe(folder: &Path, begins: &str) -> String {
     let section = RECIPE.split("\n## Certificates\n").nth(1).unwrap().split("\n## ").next().unwrap();
     let mut blocks = section.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
@@ -27,7 +28,8 @@ fn recipe(folder: &Path, begins: &str) -> String {
     text(&run.stdout)
 }
 
-/// The roster that everybody starts with lists the authority beside the one that the exchange was made with.
+/// Adds the authority to the initial roster of all members, beside the authority created with the
+/// exchange.
 fn add_authority(world: &World, authority: &str) {
     let folder = world.roster().parent().unwrap().to_owned();
     let note = fs::read_to_string(world.roster()).unwrap();
@@ -57,7 +59,7 @@ fn external_authority_certificates_are_renewed_and_revoked_without_restart() {
     let authority = fs::read_to_string(home.join("ca/ca.pem")).unwrap();
     add_authority(&world, &authority);
 
-    // Keys and requests are made where they are used; the authority sees what it signs.
+    // Keys and requests are created where they are used; the authority checks what it signs.
     let request_output = recipe(&home, "barid cert request node");
     assert!(!request_output.contains("PRIVATE"), "{request_output}");
     let seen = recipe(&home, "cd ca\nopenssl req");
@@ -76,7 +78,7 @@ fn external_authority_certificates_are_renewed_and_revoked_without_restart() {
     world.run("tn");
     until("the two are linked", || world.linked(&["ma", "tn"]));
 
-    // The officer watches, and Tunis reports.
+    // The officer watches while Tunis publishes.
     let profile = officer.join("client.toml");
     let mut watching = Command::new(env!("CARGO_BIN_EXE_barid"))
         .args(["--json", "--lang", "fr", "--profile", profile.to_str().unwrap(), "watch", "--from", "0"])
@@ -96,7 +98,8 @@ fn external_authority_certificates_are_renewed_and_revoked_without_restart() {
     };
     report();
 
-    // The node's next certificate, with its next key, is shown from a SIGHUP on; nobody is dropped for it.
+    // After a SIGHUP the node presents its next certificate, with its next key; no connection is
+    // closed.
     recipe(
         &home,
         "barid cert request node --trust-domain ma.rabat.example --host node.ma.rabat.example --key node-next.key",
@@ -121,7 +124,8 @@ fn external_authority_certificates_are_renewed_and_revoked_without_restart() {
     report();
     assert!(world.linked(&["ma", "tn"]) && watching.try_wait().unwrap().is_none());
 
-    // The officer's key was stolen: the stream ends, and she is told why in her language.
+    // The officer's key was stolen: the stream ends, and the error states the reason in her
+    // language.
     recipe(&home, "cd ca\nopenssl ca -config ca.cnf -passin env:CA_PASSWORD -revoke");
     fs::copy(home.join("ca.crl"), home.join("tls/ca.crl")).unwrap();
     world.hang_up("ma");

@@ -1,6 +1,7 @@
 //! The exchange of `docker-compose.yml`, in containers.
 //!
-//! Only on demand: it needs a container engine and the image, which `.ci/run` builds first. Without an engine it says so and ends.
+//! Only on demand: the test needs a container engine and the image, which `.ci/run` builds first.
+//! Without an engine it reports this and ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,7 +26,7 @@ fn containers_exchange_a_bulletin() {
     };
     let project = Project::up(compose);
 
-    // Niamey publishes; Tunis signs that it has it, and shows it.
+    // Niamey publishes; Tunis attests that it has stored it, and shows it.
     let alert = example("stolen-passport.fr.json", |_| ()).to_string();
     let published = project.json("ne", &["publish", "-", "--wait-for", "tn"], &alert);
     assert_eq!(published[0]["waitReached"], true, "{published:?}");
@@ -34,7 +35,7 @@ fn containers_exchange_a_bulletin() {
     assert_eq!(history.len(), 1, "{history:?}");
     assert!(history[0].to_string().contains(&id), "{history:?}");
 
-    // Each member has its own keys and nobody else's; what no node needs is with none.
+    // Each member has only its own keys; keys that no node needs are in no container.
     for member in MEMBERS {
         let folder = project.copy(member);
         let folder = folder.path().join("barid");
@@ -46,7 +47,8 @@ fn containers_exchange_a_bulletin() {
         assert!(feed_key.contains(&format!("+{member}.rabat.example/feed/1+")));
     }
 
-    // Where Tripoli's node reaches Niamey's, Niamey's API does not listen; its own it reaches.
+    // Niamey's API does not listen on the network between members, where Tripoli's node connects.
+    // Tripoli reaches its own API.
     let profile = |host: &str| {
         let folder = "/var/lib/barid";
         format!(
@@ -60,11 +62,12 @@ fn containers_exchange_a_bulletin() {
     assert!(text(&rejected.stderr).contains("refused"), "{}", text(&rejected.stderr));
     assert!(project.barid("ly", &health, &profile("api.ly.rabat.example")).status.success());
 
-    // There is no shell to come in by, and nobody is root.
+    // The image has no shell, and no process runs as root.
     assert!(!project.exec("tn", &["sh", "-c", "true"], "").status.success());
     assert_eq!(project.inspect("tn", "{{.Config.User}} {{.HostConfig.ReadonlyRootfs}}"), "65532:65532 true");
 
-    // Tunis is told to stop and does so of itself; started again it has what it had and what it missed.
+    // Tunis stops on request with exit code 0. Started again, it has what it had and what it
+    // missed.
     done(&project.compose(&["stop", "tn"]), "stop");
     assert_eq!(project.inspect("tn", "{{.State.ExitCode}}"), "0");
     project.json("ne", &["publish", "-"], &alert);
@@ -108,7 +111,7 @@ fn containers_cut_off_from_the_shared_network_catch_up_when_they_are_back() {
     });
     let mut ids: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
 
-    // Tunis loses the network between the members, not the one of its own people.
+    // Tunis loses the network between the members, but not the network of its own clients.
     let network = format!("{}_exchange", project.name);
     done(&docker(&["network", "disconnect", &network, &project.container("tn")], ""), "disconnect");
     for _ in 0..10 {
@@ -127,7 +130,8 @@ fn containers_cut_off_from_the_shared_network_catch_up_when_they_are_back() {
         for of in MEMBERS {
             let mut held = Vec::new();
             let start = std::time::Instant::now();
-            // The engine may have given Tunis another address, and its dead links take a minute to be noticed.
+            // The engine may have given Tunis another address, and its dead links are detected
+            // after up to a minute.
             while held.len() < 10 && start.elapsed() < std::time::Duration::from_secs(180) {
                 held = visible(at, of);
             }
@@ -137,7 +141,7 @@ fn containers_cut_off_from_the_shared_network_catch_up_when_they_are_back() {
     }
 }
 
-/// The exchange under a name of its own; gone, with its volumes, when this is dropped.
+/// The exchange with a unique project name; dropping it removes the containers and volumes.
 struct Project {
     name: String,
     image: String,
@@ -145,12 +149,12 @@ struct Project {
 }
 
 impl Project {
-    /// All four nodes, healthy.
+    /// Starts all four nodes and waits until they are healthy.
     fn up(compose: Vec<&'static str>) -> Self {
         let image = std::env::var("BARID_IMAGE").unwrap_or_else(|_| "barid".into());
         let present = docker(&["image", "inspect", &image], "").status.success();
         assert!(present, "there is no image `{image}`: build it with `docker/build --profile dev --tag {image}`");
-        /// Of this process so far.
+        /// Number of projects of this process.
         static PROJECTS: AtomicU32 = AtomicU32::new(0);
         let project = Self {
             name: format!("barid-test-{}-{}", std::process::id(), PROJECTS.fetch_add(1, Ordering::Relaxed)),
@@ -191,7 +195,7 @@ impl Project {
         text(&output.stdout).trim().to_owned()
     }
 
-    /// A program in a member's container.
+    /// Runs a program in a member's container.
     fn exec(&self, member: &str, program: &[&str], input: &str) -> Output {
         let container = self.container(member);
         let mut all = vec!["exec", "-i", container.as_str()];
@@ -205,14 +209,14 @@ impl Project {
         self.exec(member, &all, input)
     }
 
-    /// One command of a member's police headquarters that must succeed: its JSON lines.
+    /// Runs a command of a member's police headquarters that must succeed; returns its JSON lines.
     fn json(&self, member: &str, args: &[&str], input: &str) -> Vec<Value> {
         let output = self.barid(member, &police(args), input);
         done(&output, &format!("{args:?} at {member}"));
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// A copy of a member's volume.
+    /// Copies a member's volume.
     fn copy(&self, member: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let from = format!("{}:/var/lib/barid", self.container(member));
@@ -231,7 +235,7 @@ impl Drop for Project {
     }
 }
 
-/// The command that composes containers, or why there are none here.
+/// Returns the compose command of the container engine, or why there is none.
 fn compose() -> Result<Vec<&'static str>, String> {
     let works = |program: &[&'static str]| {
         let version = Command::new(program[0]).args(&program[1..]).arg("version").output();
@@ -255,7 +259,7 @@ fn docker(args: &[&str], input: &str) -> Output {
     running.wait_with_output().unwrap()
 }
 
-/// A command of the member's police headquarters.
+/// Returns the arguments of a command of the member's police headquarters.
 fn police<'a>(args: &[&'a str]) -> Vec<&'a str> {
     [&["--json", "--profile", "clients/police-hq/client.toml"], args].concat()
 }
@@ -269,7 +273,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// Private keys of certificates and of notes.
+/// Returns whether a file contains a private key of a certificate or a note.
 fn is_secret(path: &Path) -> bool {
     let bytes = fs::read(path).unwrap();
     [&b"PRIVATE KEY-"[..], b"PRIVATE+KEY+"]

@@ -1,11 +1,12 @@
-//! Stores that must not be used as they are: the node says why, and changes nothing; what was only half written is cut.
+//! Stores that must not be used as they are. The node reports why and changes nothing; a torn
+//! record is truncated.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::world::{World, example, text, until};
 
-/// Starts a node that ends by itself, and says why.
+/// Starts a node that must end by itself; returns its log.
 fn start_failure(world: &mut World, member: &'static str) -> String {
     let log = world.folder(member).join("node.log");
     let log_length = fs::read(&log).unwrap().len();
@@ -24,7 +25,8 @@ fn log_of(world: &World, member: &str) -> PathBuf {
     world.folder(member).join("data/log/0000000001.log")
 }
 
-/// Where the last record begins (its magic at a multiple of 8), and one past the last byte that is not zero.
+/// Returns where the last record begins (its magic at a multiple of 8), and one past the last byte
+/// that is not zero.
 fn last_record(log: &[u8]) -> (usize, usize) {
     let start = (4_096..log.len() - 4).step_by(8).rfind(|at| &log[*at..*at + 4] == b"BRD\x01").unwrap();
     (start, log.iter().rposition(|byte| *byte != 0).unwrap() + 1)
@@ -57,7 +59,7 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
         bytes
     };
 
-    // Written by a version to come.
+    // Written by a later version.
     let bytes = altered(&|bytes| bytes[8] = 9);
     assert_contains(
         &start_failure(&mut world, "ma"),
@@ -65,7 +67,8 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     );
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 
-    // Two flipped bits in what was confirmed: the commit is named. The view goes first, so that the whole log is read.
+    // Two flipped bits in a confirmed commit: the error names the commit. The index database is
+    // removed first, so that the whole log is read.
     fs::remove_dir_all(world.folder("ma").join("data/db")).unwrap();
     let bytes = altered(&|bytes| {
         bytes[4_096 + 40] ^= 1;
@@ -74,7 +77,7 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     assert_contains(&start_failure(&mut world, "ma"), "damage: commit 1: ");
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 
-    // Another member's.
+    // The store of another member.
     let (data, moved) = (world.folder("ma").join("data"), world.folder("ma").join("kept"));
     fs::rename(&data, &moved).unwrap();
     copy(&world.folder("tn").join("data"), &data);
@@ -85,7 +88,7 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     fs::remove_dir_all(&data).unwrap();
     fs::rename(&moved, &data).unwrap();
 
-    // Half a record at the end was never confirmed: it is cut, and the node goes on.
+    // Half a record at the end was never confirmed: it is truncated, and the node continues.
     altered(&|bytes| {
         let (start, end) = last_record(bytes);
         let half = bytes[start..start + (end - start) / 2].to_vec();
@@ -97,11 +100,12 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     publish(&world);
     assert!(world.log_end("ma").contains("a torn record at the end of the commit log was cut"));
 
-    // An older copy of the store is one of its own past: it is served, and its feed is not continued.
+    // An older copy of the own store is served, but its feed is not continued.
     world.stop("ma");
     fs::remove_dir_all(world.folder("ma").join("data/db")).unwrap();
     fs::write(&path, &whole).unwrap();
-    // What was confirmed since is not cut: it is named, until the note of it is as old as the rest.
+    // Confirmed commits are not truncated: the loss is reported, until the tail hint
+    // (`data/log/end`) is as old as the log.
     assert_contains(&start_failure(&mut world, "ma"), "was confirmed, and commit");
     assert!(fs::read(&path).unwrap() == whole, "nothing is changed");
     fs::remove_file(world.folder("ma").join("data/log/end")).unwrap();

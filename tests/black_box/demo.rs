@@ -1,4 +1,4 @@
-//! The demonstration, as somebody who has just cloned the project runs it.
+//! The demo, as run by a user who has just cloned the project.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::world::{MEMBERS, text, until};
 
-/// The demonstration, with a folder for temporary files of its own.
+/// Returns the demo's command, with a temporary folder of its own.
 fn demo(args: &[&str], folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_barid"));
     command.args(args).env("TMPDIR", folder).env("BARID_LANG", "en").env_remove("BARID_PROFILE");
@@ -22,7 +22,7 @@ fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).unwrap().next().is_none()
 }
 
-/// Processes that run a node of an exchange under this folder.
+/// Returns the processes of nodes whose exchange is in this folder.
 fn nodes(folder: &Path) -> Vec<PathBuf> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     let under = |path: &PathBuf| {

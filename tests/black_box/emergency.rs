@@ -1,5 +1,5 @@
-//! A real emergency: a member comes back to a backlog of hours while fifty officers publish at once. Nothing is lost, nothing is denied, nothing is
-//! held as a digest.
+//! Load of a real emergency: a member comes back to a backlog of hours while fifty officers publish
+//! at once. Nothing is lost, nothing is denied, and nothing is held as a digest.
 //!
 //! `BARID_BACKLOG=200000` makes the backlog as long as six hours of ten bulletins a second.
 
@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use crate::world::{World, example, until_within};
 
 const OFFICERS: usize = 50;
-/// Bulletins of each, one after the other.
+/// Bulletins of each officer, one after the other.
 const EACH: usize = 6;
 const LONG: Duration = Duration::from_secs(600);
 
@@ -37,7 +37,7 @@ fn request(change: impl Fn(&mut proto::Header)) -> proto::PublishRequest {
     proto::PublishRequest { draft: Some(draft), ..Default::default() }
 }
 
-/// Certificates and grants for fifty posts of one member.
+/// Creates certificates and grants for fifty posts of one member.
 fn enrol_officers(world: &World) {
     let (folder, domain) = (world.folder("ma"), "ma.rabat.example");
     let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
@@ -52,7 +52,7 @@ fn enrol_officers(world: &World) {
         fs::copy(police.join("client.toml"), own.join("client.toml")).unwrap();
         fs::copy(police.join("client.key"), own.join("client.key")).unwrap();
         fs::write(own.join("client.pem"), issued.certificate.as_bytes()).unwrap();
-        // Over the copy of a key, for its mode.
+        // Written into a copy of the key file, to preserve its permissions.
         fs::write(own.join("client.key"), issued.key.as_bytes()).unwrap();
         access +=
             &format!("\n[[grant]]\npath = \"{path}\"\nroles = [\"focal-point\"]\nworking_groups = [\"security\"]\n");
@@ -75,7 +75,8 @@ async fn publish_backlog(world: &World, count: usize) {
     }
 }
 
-/// Half of them wait until the other member holds each bulletin in full.
+/// Publishes as one officer. Half of the officers wait until the other member has stored each
+/// bulletin in full.
 async fn officer(world: &World, number: usize) {
     let mut client = client(world, &format!("post-{number}"));
     for _ in 0..EACH {

@@ -1,5 +1,6 @@
-//! A member signs two histories and shows them entry by entry over the express lane: its feed stops at the others, the evidence convinces
-//! anybody, operators everywhere are told, and what an operator decides lasts until a further history is shown.
+//! A member signs two trees and reveals them entry by entry in the priority lane. Its feed stops at
+//! the others, the evidence can be verified by anybody, operators everywhere are alarmed, and an
+//! operator's decision holds until there is evidence of a further fork.
 
 use std::fs;
 use std::sync::Arc;
@@ -25,10 +26,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::world::{MEMBERS, World, barid, example, until};
 
 const FEED: &str = "ma.rabat.example/feed/1";
-/// Where the two histories have two entries.
+/// Index at which the trees have different entries.
 const PLACE: usize = 3;
 
-/// The machine of Rabat in wrong hands: its keys and its certificate.
+/// The node of Rabat under an attacker's control, with its keys and certificate.
 struct Rabat {
     runtime: tokio::runtime::Runtime,
     connector: Connector,
@@ -36,16 +37,16 @@ struct Rabat {
     key: SigningKey,
 }
 
-/// One of the histories that it signs.
+/// One of the trees that it signs, with its bulletins.
 struct History {
     tree: MemoryTree,
     bulletins: Vec<ValidBulletin>,
 }
 
-/// A link to one member, on which it says what it likes.
+/// A link to one member, on which the attacker sends any frames.
 struct Link {
     sender: mpsc::Sender<proto::LinkRequest>,
-    /// Times that the other side has asked for its feed.
+    /// Number of Follow requests received for the feed.
     follow_requests: Arc<AtomicU64>,
     _receive_task: tokio::task::JoinHandle<()>,
 }
@@ -67,7 +68,7 @@ impl Rabat {
         Self { runtime, connector, roster, key: SigningKey::from_text(key.trim_end()).unwrap() }
     }
 
-    /// Eight urgent reports, others each time.
+    /// Returns a history of eight urgent reports, different each time.
     fn history(&self) -> History {
         let mut history = History { tree: MemoryTree::new(), bulletins: Vec::new() };
         (0..8).for_each(|_| self.append(&mut history));
@@ -100,7 +101,7 @@ impl Rabat {
         sign(&checkpoint, std::slice::from_ref(&self.key)).unwrap().note
     }
 
-    /// One entry of a history, ahead of the order.
+    /// Returns one entry of a history as a priority entry.
     fn priority_entry(&self, history: &History, index: usize) -> Frame {
         let proof = inclusion_proof(&history.tree, index as u64, history.tree.size()).unwrap();
         Frame::PriorityEntry(proto::PriorityEntry {
@@ -112,7 +113,7 @@ impl Rabat {
         })
     }
 
-    /// A history in order, from an entry on.
+    /// Returns the entries of a history in order, from `first` on.
     fn entries(&self, history: &History, first: usize) -> Frame {
         let envelopes = history.bulletins[first..].iter().map(|bulletin| bulletin.envelope.clone());
         Frame::Entries(proto::Entries {
@@ -124,7 +125,7 @@ impl Rabat {
         })
     }
 
-    /// Dials a member, and waits until it asks for Rabat's feed.
+    /// Connects to a member, and waits until it requests Rabat's feed.
     fn dial(&self, member: &str) -> Link {
         let endpoint = self.roster.member(&member.parse().unwrap()).unwrap().endpoints[0].clone();
         let follow_requests = Arc::new(AtomicU64::new(0));
@@ -170,14 +171,15 @@ fn hashes(hashes: &[Hash]) -> Vec<Bytes> {
     hashes.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect()
 }
 
-/// How many pieces of evidence of Rabat's two histories a member holds, and how many of these are decided.
+/// Returns how many pieces of evidence of Rabat's fork a member has, and how many of these are
+/// resolved.
 fn forks(world: &World, member: &str) -> (usize, usize) {
     let forks = world.json(member, "operator", &["feed", "forks"]);
     let of: Vec<&Value> = forks.iter().filter(|fork| fork["feed"] == FEED).collect();
     (of.len(), of.iter().filter(|fork| fork["resumed"] == true).count())
 }
 
-/// Whether its operators are alarmed about Rabat's feed.
+/// Returns whether an alarm about Rabat's feed is raised.
 fn alarmed(world: &World, member: &str) -> bool {
     let status = world.json(member, "operator", &["status"]).remove(0);
     let alarms = status["codedAlarms"].as_array().cloned().unwrap_or_default();
@@ -190,14 +192,14 @@ fn size(world: &World, member: &str) -> String {
     world.feeds(member).get(FEED).map(|(size, _)| size.clone()).unwrap_or_default()
 }
 
-/// What the file at a path comes to for somebody who has the roster and nothing else.
+/// Verifies a file with nothing but the roster.
 fn verify(world: &World, path: &str) -> (Option<i32>, Value) {
     let roster = world.roster();
     let judged = barid(&["--json", "verify", path, "--roster", roster.to_str().unwrap()]);
     (judged.status.code(), serde_json::from_slice(&judged.stdout).unwrap())
 }
 
-/// Bulletins about two histories, as a member's operators read them.
+/// Returns the fork bulletins that a member's operators can read.
 fn fork_bulletins(world: &World, member: &str) -> Vec<Value> {
     world.json(member, "operator", &["history"])
 }
@@ -210,12 +212,12 @@ fn conflicting_entries_stop_feed_everywhere_until_resumed_and_again_on_new_evide
         world.run(member);
     }
     until("they are linked", || world.linked(&["ly", "tn", "ne"]));
-    // Something that is none of an operator's business.
+    // A bulletin that operators may not read.
     let draft = world.draft("report.json", &example("situation-report.json", |_| ()));
     world.json("ly", "situation-room", &["publish", &draft]);
     let (one, mut other, third) = (rabat.history(), rabat.history(), rabat.history());
 
-    // Tripoli is shown an entry ahead of the order, and then another one at its place.
+    // Tripoli receives a priority entry, and then a different entry at its index.
     let link = rabat.dial("ly");
     rabat.send(&link, rabat.priority_entry(&one, PLACE));
     let id = one.bulletins[PLACE].header.id.to_string();
@@ -225,7 +227,7 @@ fn conflicting_entries_stop_feed_everywhere_until_resumed_and_again_on_new_evide
     until("Tripoli has stopped the feed", || forks(&world, "ly") == (1, 0) && alarmed(&world, "ly"));
     assert!(!world.records("ly", &["alarm", "equivocation", FEED]).is_empty());
 
-    // The file convinces whoever has the roster.
+    // The file can be verified with the roster alone.
     let path = world.roster().with_file_name("two.txt").to_str().unwrap().to_owned();
     world.json("ly", "operator", &["feed", "evidence", FEED, "-o", &path]);
     let (code, verdict) = verify(&world, &path);
@@ -243,7 +245,8 @@ fn conflicting_entries_stop_feed_everywhere_until_resumed_and_again_on_new_evide
     fs::write(&altered, fs::read_to_string(&path).unwrap().replacen("index 3", "index 4", 1)).unwrap();
     assert_eq!(verify(&world, &altered).0, Some(12));
 
-    // The others never spoke with Rabat. Their operators are told, read the bulletin and hand on what it carries; and read nothing else.
+    // The others never had a link to Rabat. Their operators are alarmed, can read the bulletin and
+    // export its evidence, and can read nothing else.
     for member in ["tn", "ne"] {
         until("its operators are alarmed", || forks(&world, member) == (1, 0) && alarmed(&world, member));
         until("its operators read of it", || fork_bulletins(&world, member).len() == 1);
@@ -262,7 +265,8 @@ fn conflicting_entries_stop_feed_everywhere_until_resumed_and_again_on_new_evide
     assert_eq!(fs::read(&handed_on).unwrap(), fs::read(&path).unwrap());
     assert!(!show(&world, "operator").status.success(), "operators read only bulletins about the network");
 
-    // The operator decides: it goes on as Rabat goes on, after a restart and with a new view too.
+    // The operator resumes the feed: it is followed as Rabat continues it, also after a restart
+    // with a new index database.
     world.json("ly", "operator", &["feed", "resume", FEED]);
     assert!(forks(&world, "ly") == (1, 1) && !alarmed(&world, "ly"));
     world.stop("ly");
@@ -282,12 +286,12 @@ fn conflicting_entries_stop_feed_everywhere_until_resumed_and_again_on_new_evide
     world.kill("ly");
     world.run("ly");
     assert!(forks(&world, "ly") == (1, 1) && !alarmed(&world, "ly") && size(&world, "ly") == "9");
-    // Elsewhere it is another operator's decision; the feed comes from Tripoli then.
+    // Each member's operator decides for that member; the feed then comes from Tripoli.
     assert_eq!((size(&world, "tn"), forks(&world, "tn")), (String::new(), (1, 0)));
     world.json("tn", "operator", &["feed", "resume", FEED]);
     until("Tunis has it from Tripoli", || size(&world, "tn") == "9");
 
-    // A further history stops it again, everywhere, and is told of once more.
+    // Evidence of a further fork stops the feed again, everywhere, and is announced again.
     let link = rabat.dial("ly");
     rabat.send(&link, rabat.priority_entry(&third, PLACE));
     until("Tripoli has stopped it again", || forks(&world, "ly") == (2, 1) && alarmed(&world, "ly"));

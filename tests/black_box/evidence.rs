@@ -1,4 +1,4 @@
-//! An auditor exports what was said, and a court verifies it with nothing but a roster.
+//! An auditor exports evidence of a bulletin, and a court verifies it with nothing but a roster.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::world::{World, barid, example, text, until};
 
-/// Where no member's software runs: a folder with files and a roster, no profile, no network.
+/// A verifier outside of all members: a folder with files and a roster, no profile, no network.
 struct Court {
     folder: tempfile::TempDir,
 }
@@ -26,14 +26,14 @@ impl Court {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// Exit code, and what was said to a machine.
+    /// Returns the exit code and the JSON output.
     fn verify(&self, name: &str) -> (Option<i32>, Value) {
         let judged = barid(&["--json", "verify", &self.file(name), "--roster", &self.file("roster.note")]);
         (judged.status.code(), serde_json::from_slice(&judged.stdout).unwrap_or_default())
     }
 }
 
-/// A member's auditor asks until enough others have cosigned.
+/// Exports evidence as a member's auditor until enough others have cosigned.
 fn witnessed(world: &World, member: &str, id: &str, file: &str) -> Value {
     let mut json = Value::Null;
     until(&format!("evidence from {member} is witnessed"), || {
@@ -68,7 +68,7 @@ fn evidence_of_cleared_member_verifies_offline() {
         assert!(json["cosigners"].as_array().unwrap().len() >= 2, "{json}");
         assert_eq!(json["custody"], json!(["tn"]), "{json}");
     }
-    // By its id alone, under a name of its own, and never over another file.
+    // By id alone, with another file name, and never over an existing file.
     let profile = world.folder("tn").join("clients/police-hq/client.toml");
     let here = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_barid"));
@@ -85,7 +85,7 @@ fn evidence_of_cleared_member_verifies_offline() {
     let piped = here(&["evidence", &id, "-o", "-"]);
     assert_eq!(verify(&piped.stdout, &roster(&court)).outcome, Outcome::Witnessed);
 
-    // Who is not cleared gets nothing, and where it is known what was asked for, that is recorded.
+    // A client without clearance gets nothing. A denied request for a known bulletin is audited.
     let file = court.file("refused.barid");
     for (member, name, error) in [
         ("ly", "auditor", "no-such-bulletin"),
@@ -109,7 +109,7 @@ fn evidence_of_cleared_member_verifies_offline() {
     }
     assert!(log.lines().any(|line| line.contains("evidence") && line.contains("exported") && line.contains("auditor")));
 
-    // All nodes are gone, years have passed.
+    // All nodes are gone.
     drop(world);
     for member in ["ma", "tn"] {
         let (exit, json) = court.verify(&format!("{member}.barid"));
@@ -139,7 +139,7 @@ fn evidence_of_cleared_member_verifies_offline() {
     tampered(&court);
 }
 
-/// Every byte of a file counts.
+/// Checks that every byte of a file counts.
 fn tampered(court: &Court) {
     let file = fs::read(court.file("ma.barid")).unwrap();
     let roster = roster(court);
@@ -160,7 +160,7 @@ fn tampered(court: &Court) {
     }
     fs::write(court.file("altered.barid"), &file[..file.len() / 2]).unwrap();
     assert_eq!(court.verify("altered.barid").0, Some(12));
-    // Somebody else's roster of the same name; no roster; no file.
+    // The roster of another exchange with the same name; no roster; no file.
     let other = court.folder.path().join("other");
     let made = barid(&["exchange", "init", "--dir", other.to_str().unwrap()]);
     assert!(made.status.success(), "{}", text(&made.stderr));

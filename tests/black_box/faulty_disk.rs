@@ -1,5 +1,5 @@
-//! Disks that are full and disks that fail, under the real binary: a small file system of the test's own, and a kernel that is made to
-//! answer with errors. Where neither may be had the test says so and ends.
+//! Full disks and failing disks, with the real binary: a small file system of the test's own, and
+//! system calls with injected errors. Where either is not permitted the test reports this and ends.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,13 +15,13 @@ use crate::world::{World, example, text, until};
 
 const PEERS: [&str; 3] = ["ly", "ne", "tn"];
 
-/// A file system of its own, with as much space as it is given; gone when this is dropped.
+/// A file system of limited size; dropping it unmounts it.
 struct SmallDisk {
     folder: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// One of `mib`, or why there is none.
+    /// Mounts one of `mib` MiB, or returns why that is not possible.
     fn mount(mib: u32) -> Result<Self, String> {
         let disk = Self { folder: tempfile::tempdir().unwrap() };
         fs::create_dir(disk.path()).unwrap();
@@ -46,7 +46,7 @@ impl SmallDisk {
         space.f_bavail * space.f_frsize
     }
 
-    /// Something else takes space, until only so much is free; all of it, if that is 0.
+    /// Fills the disk until only `left_bytes` are free.
     fn fill(&self, left_bytes: u64) {
         let mut ballast = File::options().create(true).append(true).open(self.path().join("ballast")).unwrap();
         let block = vec![7; 256 << 10];
@@ -74,7 +74,7 @@ fn ran(command: &mut Command) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}", text(&output.stderr))) }
 }
 
-/// Rabat's store is on `disk`.
+/// Starts the exchange with Rabat's store on `disk`.
 fn world_on(disk: &SmallDisk, min_free_disk_mib: u32) -> World {
     let data = format!("data = {:?}", disk.path().join("data"));
     World::configured("info", |member, config| match member {
@@ -86,7 +86,7 @@ fn world_on(disk: &SmallDisk, min_free_disk_mib: u32) -> World {
     })
 }
 
-/// Publishes one alert; its id and place if that was confirmed.
+/// Publishes one alert; returns its id and index if it was confirmed.
 fn publish(world: &World, member: &str, more: &[&str]) -> Result<(String, u64), String> {
     let draft = world.draft(&format!("{member}.json"), &example("stolen-passport.fr.json", |_| ()));
     let seconds = if more.is_empty() { "1" } else { "60" };
@@ -111,7 +111,7 @@ fn serves(world: &World, service: &str) -> bool {
     world.client("ma", "operator", &["health", "--service", service]).status.success()
 }
 
-/// Ids of a member's bulletins by their place, as another one shows them.
+/// Returns the ids of a member's bulletins by index, as another member shows them.
 fn visible(world: &World, at: &str, of: &str) -> BTreeMap<u64, String> {
     let history = world.json(at, "police-hq", &["history", "--member", of, "--limit", "1000"]);
     let entry = |line: &Value| {
@@ -145,7 +145,7 @@ fn full_disk_rejects_publishing_serves_reads_and_recovers() {
     confirmed(&mut receipts, publish(&world, "ma", &[]).unwrap());
     let process = world.process("ma");
 
-    // Something else takes the disk, while people publish.
+    // Other data fills the disk while clients publish.
     disk.fill(12 << 20);
     until("publishing is rejected", || publish(&world, "ma", &[]).map(|new| confirmed(&mut receipts, new)).is_err());
     let rejected = publish(&world, "ma", &[]).unwrap_err();
@@ -155,7 +155,7 @@ fn full_disk_rejects_publishing_serves_reads_and_recovers() {
     assert!(node_status["alarms"].to_string().contains("the disk is full"), "{node_status}");
     assert!(serves(&world, "") && !serves(&world, "barid.v1.FocalPoint/Publish"));
 
-    // Reading and serving go on; of others nothing is taken, and their links stay.
+    // Reading and serving continue. Entries of others are not stored, but their links stay.
     assert_eq!(visible(&world, "ma", "ma"), receipts);
     publish(&world, "tn", &["--wait-for", "ly"]).unwrap();
     world.run("ne");
@@ -167,7 +167,7 @@ fn full_disk_rejects_publishing_serves_reads_and_recovers() {
     });
     assert!(world.linked(&["ma", "ly", "tn", "ne"]));
 
-    // The reserve goes too, to the last byte, with publishers that try all the while.
+    // The reserve fills too, to the last byte, while publishers retry.
     let filling = AtomicBool::new(true);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -181,7 +181,7 @@ fn full_disk_rejects_publishing_serves_reads_and_recovers() {
     assert!(publish(&world, "ma", &[]).is_err());
     assert!(visible(&world, "ma", "ma") == receipts && world.linked(&["ma", "ly", "tn", "ne"]));
 
-    // Room again: everything goes on by itself.
+    // With free space everything continues by itself.
     disk.make_room();
     until("Rabat publishes again", || publish(&world, "ma", &[]).map(|new| confirmed(&mut receipts, new)).is_ok());
     confirmed(&mut receipts, publish(&world, "ma", &["--wait-for", "3"]).unwrap());
@@ -189,10 +189,11 @@ fn full_disk_rejects_publishing_serves_reads_and_recovers() {
     assert_eq!(world.process("ma"), process, "without a restart");
     assert!(!alarms(&world, "ma").contains("disk"), "{}", alarms(&world, "ma"));
     assert!(serves(&world, "barid.v1.FocalPoint/Publish"));
-    // Raised once, and cleared once.
+    // Raised once, and cleared once. Both records contain "alarm".
     assert_eq!(world.records("ma", &["alarm", "disk-full"]).len(), 2);
     assert_eq!(world.records("ma", &["alarm-cleared", "disk-full"]).len(), 1);
-    // What was stored is said to be, also of what was answered while nothing could be kept.
+    // All stored entries are attested, including those whose attestation could not be persisted
+    // before.
     let all = receipts.len().to_string();
     until("Niamey is known to hold everything", || {
         let peers = status(&world, "ma")["peers"].clone();
@@ -216,14 +217,14 @@ fn index_without_space_is_rebuilt_and_node_survives() {
         Ok(disk) => disk,
         Err(reason) => return println!("SKIPPED: an index database without space was NOT tested: {reason}"),
     };
-    // No reserve: sled meets the end of the disk itself.
+    // Without a reserve sled itself reaches the end of the disk.
     let mut world = world_on(&disk, 0);
     let process = world.process("ma");
     let mut receipts: BTreeMap<u64, String> = BTreeMap::new();
     let first = publish(&world, "ma", &["--wait-for", "3"]).unwrap();
     receipts.insert(first.1, first.0);
     disk.fill(0);
-    // The segment that is there still takes some.
+    // The existing segment still has space for some.
     for _ in 0..40 {
         if let Ok((id, index)) = publish(&world, "ma", &[]) {
             assert_eq!(receipts.insert(index, id), None);
@@ -243,11 +244,12 @@ fn index_without_space_is_rebuilt_and_node_survives() {
     assert_eq!(visible(&world, "ma", "ma"), receipts);
 }
 
-/// A kernel that answers some calls of a process with errors.
+/// An strace process that injects errors into system calls of a node.
 struct Sabotage(Child);
 
 impl Sabotage {
-    /// `what` as strace has it: `fdatasync:error=EIO:when=1`; or why that is not possible here.
+    /// Attaches strace with the injection `what`, as in `fdatasync:error=EIO:when=1`; returns why
+    /// if that is not possible.
     fn begin(process: u32, what: &str) -> Result<Self, String> {
         let call = what.split(':').next().unwrap();
         let mut strace = Command::new("strace");
@@ -269,7 +271,7 @@ impl Sabotage {
 
 impl Drop for Sabotage {
     fn drop(&mut self) {
-        // As Ctrl-C: it lets the process go.
+        // At SIGINT strace detaches from the process.
         let _ = rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), rustix::process::Signal::INT);
         let _ = self.0.wait();
     }
@@ -308,7 +310,7 @@ fn failed_fsync_stops_node_before_commit_is_announced() {
     world.run("ma");
     let before = visible(&world, "ma", "ma");
     assert!(receipts.iter().all(|(index, id)| before.get(index) == Some(id)), "{before:?}");
-    // It may be there or not; published again it is there once.
+    // The entry may exist or not; published again it exists once.
     let again = world.json("ma", "police-hq", &["publish", &draft]);
     assert_eq!(again[0]["receipt"]["id"], id);
     receipts.insert(3, id.to_owned());

@@ -16,7 +16,8 @@ fn publisher_sees_bulletin_stored_at_recipient() {
     let history = world.json("tn", "police-hq", &["history", "--topic", "security.>"]);
     assert!(history[0].to_string().contains(&id), "{history:?}");
 
-    // Tunis loses power; Niamey's next alert waits for it, and is there once Tunis is back: once.
+    // Tunis loses power. Niamey's next alert waits for it, and arrives exactly once when Tunis is
+    // back.
     world.kill("tn");
     let another = world.draft("another.json", &example("stolen-passport.fr.json", |_| ()));
     let late = world.client("ne", "police-hq", &["publish", &another, "--wait-for", "tn", "--timeout", "2"]);
@@ -26,7 +27,7 @@ fn publisher_sees_bulletin_stored_at_recipient() {
     let history = world.json("tn", "police-hq", &["history", "--member", "ne"]);
     assert_eq!(history.len(), 2, "{history:?}");
 
-    // The view is only asked, never believed: deleted, it is made again.
+    // The index database is derived data: deleted, it is rebuilt.
     world.kill("tn");
     std::fs::remove_dir_all(world.folder("tn").join("data/db")).unwrap();
     world.run("tn");
@@ -53,11 +54,11 @@ fn restricted_bulletin_is_stored_only_at_recipient() {
         assert_eq!(world.json(other, "police-hq", &["history"]).len(), 0);
         assert_eq!(holds(&world.folder(other), token.as_bytes()), None);
     }
-    // Agencies do not see RED, in Tunis neither; and what is granted to nobody is refused.
+    // Agencies cannot read RED, in Tunis neither; a call without a grant is denied.
     assert_eq!(world.json("tn", "border-post", &["history"]).len(), 0);
     let rejected = world.client("ma", "customs-hq", &["publish", &secret]);
     assert_eq!(rejected.status.code(), Some(1), "{}", text(&rejected.stderr));
-    // Operators read what nodes say about the network, and nothing else.
+    // Operators can read bulletins about the network, and nothing else.
     assert_eq!(world.json("ma", "operator", &["history"]).len(), 0);
     let rejected = world.client("ma", "operator", &["publish", &secret]);
     assert_eq!(rejected.status.code(), Some(1), "{}", text(&rejected.stderr));

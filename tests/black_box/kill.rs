@@ -1,6 +1,8 @@
-//! Nodes are killed at random moments while focal points publish: what was released stays true, and nothing is there twice.
+//! Nodes are killed at random moments while focal points publish. Every receipt stays valid, and no
+//! entry exists twice.
 //!
-//! Receipts are kept by the publishers, outside the nodes. A publisher that got no answer sends the same draft with the same id again.
+//! The publishers store receipts outside the nodes. A publisher without an answer sends the same
+//! draft with the same id again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,16 +14,17 @@ use barid_core::ids::Hash;
 use crate::publishers::{DeliveryLog, Publisher, draft, history, tree_of};
 use crate::world::{DEADLINE, MEMBERS, World, until};
 
-/// Rounds of one test run; `BARID_KILL_ROUNDS` asks for more.
+/// Rounds of one test run; `BARID_KILL_ROUNDS` sets another number.
 const ROUNDS: u64 = 6;
 /// Bulletins that each member publishes in a round.
 const PUBLISHED_A_ROUND: usize = 40;
-/// Bulletins of one publisher without an answer, at most; each round draws another number.
+/// Maximum number of unanswered bulletins of one publisher; each round draws another number.
 const WINDOW_MAX: u64 = 24;
-/// Moments drawn at random are at most so far apart: a node opens its store and its links within it.
+/// Longest random moment: long enough for a node to open its store and its links.
 const MOMENT_MAX_MICROS: u64 = 300_000;
 
-/// xorshift64*: the seed is printed, so that the choices of a run can be repeated (its timing cannot).
+/// xorshift64*. The seed is printed, so that the choices of a run can be repeated; its timing
+/// cannot.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -37,7 +40,7 @@ impl Random {
     }
 
     fn moment(&mut self) -> Duration {
-        // Short moments are as likely as long ones: much happens within a commit.
+        // Short moments are as likely as long ones, because much happens within a commit.
         let most = 1 << self.below(19);
         Duration::from_micros(self.below(MOMENT_MAX_MICROS.min(most)))
     }
@@ -117,7 +120,7 @@ fn receipts_survive_kill_at_any_moment() {
     assert!(!subscriber.is_finished(), "the subscriber found something wrong");
     subscriber.abort();
     delivery_log.check(&runtime.block_on(history(&publishers["tn"].channel, None)));
-    // The view was never believed: without it nothing is missing.
+    // The index database is derived data: without it nothing is missing.
     for member in MEMBERS {
         world.kill(member);
         std::fs::remove_dir_all(world.folder(member).join("data/db")).unwrap();
@@ -136,7 +139,7 @@ pub(crate) fn random_seed() -> u64 {
     u64::from_le_bytes(seed)
 }
 
-/// All members' views of each feed are equal, and hold exactly what was published, each once.
+/// Checks that all members hold the same feeds, with exactly the published bulletins, each once.
 fn all_hold_the_same(
     world: &World,
     runtime: &tokio::runtime::Runtime,

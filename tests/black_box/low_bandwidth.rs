@@ -1,7 +1,9 @@
-//! An officer in Niamey, behind a satellite: 64 kbit/s, 600 ms there and back, one segment in fifty lost.
+//! An officer in Niamey, behind a satellite link: 64 kbit/s, 600 ms round-trip time, one segment in
+//! fifty lost.
 //!
-//! The line is a relay of bytes in this process: it gives each direction its rate, its delay, and for a lost segment the time that TCP
-//! needs to send it again. It counts what TLS carries; TCP and IP add some 40 bytes to each segment.
+//! The link is a byte relay in this process. It gives each direction its rate and its delay, and
+//! delays a lost segment by the time of a TCP retransmission. It counts TLS bytes; TCP and IP add
+//! some 40 bytes to each segment.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -18,16 +20,16 @@ const BYTES_PER_SECOND: f64 = 8_000.0;
 const ONE_WAY: Duration = Duration::from_millis(300);
 const SEGMENT_BYTES: usize = 1_400;
 const LOST_ONE_IN: u64 = 50;
-/// How long the idle line is listened to if nobody says otherwise: two signs of life each way come in it.
+/// Default duration of the idle measurement: it includes two keep-alives each way.
 const IDLE_SECONDS: u64 = 120;
-/// What an idle day may cost on the line.
+/// Maximum bytes on the link in an idle day.
 const IDLE_BYTES_A_DAY_MAX: u64 = 2_000_000;
-/// After what happened last its answers, heads and custody notes are over.
+/// Time after the last event in which responses, tree heads and custody notes are complete.
 const SETTLING: Duration = Duration::from_secs(10);
-/// What a lost segment costs: a round trip until it is missed, and its way again.
+/// Delay of a lost segment: a round trip until its loss is detected, and its retransmission.
 const SENT_AGAIN: Duration = Duration::from_millis(900);
 
-/// A satellite line to an address.
+/// A satellite link to an address.
 pub(crate) struct Satellite {
     port: u16,
     target: Arc<Mutex<String>>,
@@ -68,7 +70,8 @@ impl Satellite {
         satellite
     }
 
-    /// A change of each member's `node.toml` that puts `far` behind the satellite, with this line to `near`.
+    /// Returns a change of each member's `node.toml` that puts `far` behind the satellite, with
+    /// this link to `near`.
     pub(crate) fn behind(
         &self,
         far: &'static str,
@@ -84,7 +87,8 @@ impl Satellite {
             if member != far {
                 return config;
             }
-            // Behind the satellite nobody can dial it. TCP ends at the relay and connects at once, so that the line is not known as far.
+            // Nobody can connect to a node behind the satellite. TCP ends at the relay and connects
+            // at once, so the round-trip time does not show that the link is slow.
             let config =
                 config.replace(&listens, "").replace("compress = \"auto\"", &format!("compress = \"{compress}\""));
             config + &format!("\n[endpoints]\n{near} = \"127.0.0.1:{port}\"\n")
@@ -107,7 +111,7 @@ impl Satellite {
     }
 }
 
-/// One direction of a connection.
+/// Carries one direction of a connection.
 fn carry(mut from: TcpStream, mut to: TcpStream, bytes: Arc<AtomicU64>) {
     let (on_its_way, arriving) = mpsc::sync_channel::<(Instant, Vec<u8>)>(64);
     std::thread::spawn(move || {
@@ -134,7 +138,7 @@ fn carry(mut from: TcpStream, mut to: TcpStream, bytes: Arc<AtomicU64>) {
     });
 }
 
-/// An alert about another passport than the others.
+/// Writes an alert about a passport unlike all others.
 fn alert(world: &World, number: usize) -> String {
     let draft = example("stolen-passport.fr.json", |draft| {
         let document = &mut draft["body"]["travelDocumentAlert"];
@@ -157,7 +161,7 @@ fn low_bandwidth_link_delivers_alert_with_few_bytes() {
     let compress = std::env::var("BARID_THIN_COMPRESS").unwrap_or("always".into());
     let mut world = World::configured("info", satellite.behind("ne", "tn", &compress));
     until("linked", || world.linked(&["ne", "tn"]));
-    // Nobody else brings what the line is to carry.
+    // No other member can relay the bulletins.
     world.kill("ma");
     world.kill("ly");
     assert!(stored_at_tn(&world, &alert(&world, 0)));
@@ -172,7 +176,7 @@ fn low_bandwidth_link_delivers_alert_with_few_bytes() {
     println!("thin_line.stored.max {:.2} s", seconds[4]);
     println!("thin_line.wire.live {} B/bulletin", (satellite.bytes() - before) / 5);
 
-    // Weeks without a line; then everything in one go.
+    // A long outage; then everything at once.
     satellite.cut();
     let missed: usize = std::env::var("BARID_THIN_BULLETINS").ok().map_or(100, |count| count.parse().unwrap());
     for number in 0..missed {
@@ -195,7 +199,7 @@ fn low_bandwidth_link_delivers_alert_with_few_bytes() {
     assert!(wire * 50 > own as u64, "{wire} bytes: it was sent over another line");
     assert!(wire * 2 < own as u64, "{wire} bytes for bulletins of {own} bytes");
 
-    // What is said while nothing happens: two signs of life each way, once the answers to what came are over.
+    // Idle traffic: two keep-alives each way, once the last responses are complete.
     let idle = std::env::var("BARID_THIN_IDLE_SECONDS").map_or(IDLE_SECONDS, |seconds| seconds.parse().unwrap());
     std::thread::sleep(SETTLING);
     let before = satellite.bytes();

@@ -1,4 +1,4 @@
-//! The real binary, real files, real mutual TLS.
+//! Tests with the real binary, real files and real mutual TLS.
 #![allow(clippy::unwrap_used)]
 
 mod attacks;

@@ -1,4 +1,4 @@
-//! What a monitoring system reads: every figure that the operator's guide names, and no other.
+//! Metrics of a node: exactly those that the operator's guide names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::world::{World, example, text, until};
 
-/// The answer to a request, whole.
+/// Sends a request and returns the whole response.
 fn http_request(port: u16, request: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -27,12 +27,12 @@ fn metrics(port: u16) -> String {
     response.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
-/// The value of one sample, by its name and labels.
+/// Returns the value of one sample, by its name and labels.
 fn value(metrics: &str, sample: &str) -> Option<f64> {
     metrics.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())
 }
 
-/// Names as samples bear them.
+/// Returns the metric names as they appear in samples.
 fn names(metrics: &str) -> BTreeSet<String> {
     let types: BTreeMap<&str, &str> =
         metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
@@ -74,7 +74,7 @@ fn metrics_match_operator_guide_and_follow_events() {
     let end = "barid_expiry_timestamp_seconds{credential=\"node\",trust_domain=\"ma.rabat.example\"}";
     assert!(value(&samples, end) > Some(1.7e9), "{samples}");
 
-    // A refusal is counted, a link that ends is seen.
+    // A denied call is counted, and the end of a link changes its metric.
     let before = value(&samples, "barid_rejections_total{event=\"call-denied\",reason=\"role\"}").unwrap_or(0.0);
     assert!(!world.client("ma", "auditor", &["publish", &draft, "--timeout", "1"]).status.success());
     world.kill("tn");
@@ -84,17 +84,17 @@ fn metrics_match_operator_guide_and_follow_events() {
             && value(&metrics, "barid_link_up{peer=\"tn\"}") == Some(0.0)
     });
 
-    // Nothing else is served; what is no request ends.
+    // Nothing else is served; an invalid request is closed.
     assert!(http_request(port, "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").starts_with("HTTP/1.1 404 "));
     assert!(http_request(port, "POST /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").starts_with("HTTP/1.1 405 "));
     let long = format!("GET /metrics HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(64 << 10));
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    // The node may have had enough before all of it was sent.
+    // The node may close the connection before everything is sent.
     let _ = stream.write_all(long.as_bytes());
     let mut response = Vec::new();
     let _ = stream.read_to_end(&mut response);
     assert!(!text(&response).contains(" 200 "));
-    // Others that connect and say nothing keep nobody out for long.
+    // Silent connections do not block others for long.
     let silent: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     assert!(names(&metrics(port)).contains("barid_publish_state"));
     drop(silent);

@@ -1,4 +1,5 @@
-//! Thousands of subscribers that stop reading: they cost little and stop nobody, and a node that is told to stop does.
+//! Thousands of subscribers that stop reading. They cost little and block nobody, and a node that
+//! is asked to stop does.
 
 use std::fs;
 use std::time::Duration;
@@ -13,11 +14,13 @@ use tonic::transport::Channel;
 
 use crate::world::{DEADLINE, World, example};
 
-/// Of each of two identities: together two thousand, and each below what one may open.
+/// Stopped subscribers of each of two identities: two thousand together, each below its limit.
 const STOPPED_EACH: usize = 1_000;
-/// Bulletins published in each round: more than lie between the store and a subscriber.
+/// Bulletins published in each round: more than fit into the buffers between the store and a
+/// subscriber.
 const PUBLISHED_A_ROUND: usize = 150;
-/// What a further round may add to the node's memory, once every subscriber has stopped: its own window of newest entries.
+/// Maximum memory growth of a further round after every subscriber has stopped: the node's window
+/// of newest entries.
 const GROWTH_KIB_MAX: u64 = 64 << 10;
 
 fn client(world: &World, name: &str) -> FocalPointClient<Channel> {
@@ -34,7 +37,7 @@ async fn subscribe(
     request: proto::SubscribeRequest,
 ) -> Streaming<proto::SubscribeResponse> {
     let mut stream = client.subscribe(request).await.unwrap().into_inner();
-    // It is open once it has said something.
+    // The stream is open after its first message.
     stream.message().await.unwrap().unwrap();
     stream
 }
@@ -45,7 +48,7 @@ fn resident_kib(process: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Publishes a round, and has the live subscriber take all of it.
+/// Publishes a round, and receives all of it as the live subscriber.
 async fn round(publisher: &mut FocalPointClient<Channel>, live: &mut Streaming<proto::SubscribeResponse>) {
     let draft: proto::Draft = serde_json::from_value(example("stolen-passport.fr.json", |_| ())).unwrap();
     for _ in 0..PUBLISHED_A_ROUND {
@@ -61,11 +64,11 @@ async fn round(publisher: &mut FocalPointClient<Channel>, live: &mut Streaming<p
 #[test]
 fn stalled_subscribers_cost_little_and_block_nobody() {
     let mut world = World::logging("info");
-    // Alone: what is measured is not what peers send.
+    // The peers are stopped, so that they do not affect the measurement.
     for peer in ["ly", "tn", "ne"] {
         world.kill(peer);
     }
-    // More streams of one identity than it has without being asked.
+    // More streams for one identity than the default limit.
     let access = world.folder("ma").join("access.toml");
     let granted = fs::read_to_string(&access).unwrap();
     fs::write(&access, format!("[limits]\nstreams = {}\n\n{granted}", STOPPED_EACH + 2)).unwrap();
@@ -77,7 +80,7 @@ fn stalled_subscribers_cost_little_and_block_nobody() {
     let stopped = runtime.block_on(async {
         let (mut publisher, mut reader) = (client(&world, "police-hq"), client(&world, "police-hq"));
         let mut live = subscribe(&mut reader, from_the_beginning()).await;
-        // Over a connection of its own: what others of one do not read, nobody on it gets past.
+        // On its own connection: unread messages of one stream block all streams of a connection.
         let mut late_reader = client(&world, "border-post");
         let mut late = subscribe(&mut late_reader, from_the_beginning()).await;
         let mut stopped = Vec::new();
@@ -94,7 +97,8 @@ fn stalled_subscribers_cost_little_and_block_nobody() {
         let after = resident_kib(process);
         println!("{full} KiB with {} stopped subscribers, {after} KiB two rounds later", stopped.len());
         assert!(after < full + GROWTH_KIB_MAX, "{full} KiB became {after} KiB");
-        // One that reads again has missed nothing. It may have had to make way for others of its caller; then it goes on behind its cursor.
+        // A subscriber that reads again has missed nothing. The node may have closed its stream in
+        // favour of others of the same caller; then it resumes from its cursor.
         let (mut offsets, mut place) = (Vec::new(), from_the_beginning());
         while offsets.len() < 3 * PUBLISHED_A_ROUND {
             let Ok(message) = tokio::time::timeout(DEADLINE, late.message()).await.expect("in time") else {
@@ -111,7 +115,7 @@ fn stalled_subscribers_cost_little_and_block_nobody() {
         stopped
     });
 
-    // Nobody reads what the node says of its end; it ends all the same, in order.
+    // No subscriber reads the end of its stream; the node still stops in order.
     world.terminate("ma");
     let ended = world.ended("ma");
     assert_eq!(ended.code(), Some(0), "{}", world.log_end("ma"));

@@ -1,6 +1,6 @@
-//! Members that are cut off from each other while everybody publishes: each on a machine of its own, as far as the network goes (a
-//! network namespace), on a switch whose cables the test pulls. Needs to be root; where it may not, the test says so and ends. The same
-//! between containers: `containers`.
+//! Members that are partitioned while everybody publishes. Each has its own network namespace, as a
+//! machine of its own, on a switch whose links the test cuts. It must run as root; otherwise the
+//! test reports this and ends. The same with containers: `containers`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -12,17 +12,17 @@ use serde_json::Value;
 
 use crate::world::{MEMBERS, World, example, text};
 
-/// A dead link is noticed within a minute (40 s of silence, 20 s for a sign of life), a relay is found some seconds later; and the
-/// machine may be busy.
+/// A dead link is detected within a minute (40 s of silence, 20 s for a keep-alive), and a relay is
+/// found some seconds later. The machine may also be busy.
 const NOTICED_IN: Duration = Duration::from_secs(180);
 
-/// Four machines on one switch; gone when this is dropped.
+/// Four network namespaces on one switch; dropping it removes them.
 struct Switch {
     name: String,
 }
 
 impl Switch {
-    /// All cables in, or why there is no switch.
+    /// Creates the switch with all links up, or returns why that is not possible.
     fn new() -> Result<Self, String> {
         let switch = Self { name: format!("barid-{}", std::process::id()) };
         ip(&["netns", "add", &switch.name])?;
@@ -46,12 +46,12 @@ impl Switch {
         format!("{}-{member}", self.name)
     }
 
-    /// A member's cable is pulled, or put back.
+    /// Sets a member's link up or down.
     fn cable(&self, member: &str, to: &str) {
         ip(&["-n", &self.name, "link", "set", "dev", &port(member), to]).unwrap();
     }
 
-    /// What `from` sends to `to` goes nowhere; the other way is open.
+    /// Drops all packets from `from` to `to`; the other direction is open.
     fn cut_one_way(&self, from: &str, to: &str) {
         let nobody = ["lladdr", "02:00:00:00:00:99", "nud", "permanent", "dev", "eth0"];
         ip(&[&["-n", &self.machine(from), "neigh", "replace", &address(to)], &nobody[..]].concat()).unwrap();
@@ -87,7 +87,7 @@ fn ip(args: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Four nodes, one a machine.
+/// Starts four nodes, one in each namespace.
 fn world_on(switch: &Switch) -> World {
     let others = |member: &str| {
         let others = MEMBERS.into_iter().filter(|other| *other != member);
@@ -118,7 +118,7 @@ fn linked(world: &World, at: &str, peer: &str) -> bool {
     status["peers"].as_array().unwrap().iter().any(|entry| entry["member"] == peer && entry["linked"] == true)
 }
 
-/// Publishes at a member until told to stop; the ids of what was confirmed.
+/// Publishes at a member until stopped; returns the ids with receipts.
 fn publish_on(world: &World, member: &str, stop: &AtomicBool) -> BTreeSet<String> {
     let draft = world.draft(&format!("{member}.json"), &example("stolen-passport.fr.json", |_| ()));
     let mut ids = BTreeSet::new();
@@ -129,13 +129,13 @@ fn publish_on(world: &World, member: &str, stop: &AtomicBool) -> BTreeSet<String
     ids
 }
 
-/// Everybody publishes while `during` goes on; what was confirmed, by member.
+/// Publishes at all members during `during`; returns the ids with receipts, by member.
 fn under_load(world: &World, during: impl FnOnce()) -> BTreeMap<&'static str, BTreeSet<String>> {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let stop = &stop;
         let publishers = MEMBERS.map(|member| (member, scope.spawn(move || publish_on(world, member, stop))));
-        // Also where it fails: the desks must not go on.
+        // The publishers must stop even if `during` fails.
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(during));
         stop.store(true, Ordering::Relaxed);
         let published = publishers.map(|(member, handle)| (member, handle.join().unwrap()));
@@ -144,7 +144,7 @@ fn under_load(world: &World, during: impl FnOnce()) -> BTreeMap<&'static str, BT
     })
 }
 
-/// Every member shows exactly what was confirmed, each bulletin once.
+/// Returns whether every member shows exactly the bulletins with receipts, each once.
 fn complete(world: &World, published: &BTreeMap<&'static str, BTreeSet<String>>) -> bool {
     let feeds = MEMBERS.map(|member| world.feeds(member));
     feeds.iter().all(|held| held.len() == MEMBERS.len() && *held == feeds[0])
@@ -170,7 +170,7 @@ fn partitioned_member_continues_and_converges_without_duplicates() {
     patiently("all are linked", || world.linked(&MEMBERS));
     let mut all: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
 
-    // Tunis is cut from everybody. Nobody is told: the dead links have to be noticed.
+    // Tunis is cut off from everybody. No connection is closed: the dead links have to be detected.
     let during = || {
         switch.cable("tn", "down");
         patiently("the others know that Tunis is away", || !linked(&world, "ma", "tn") && !linked(&world, "ly", "tn"));
@@ -185,7 +185,8 @@ fn partitioned_member_continues_and_converges_without_duplicates() {
     }
     patiently("all have everything, once", || complete(&world, &all));
 
-    // Tripoli's words do not reach Rabat; Rabat's reach Tripoli. What they say goes by others.
+    // Packets from Tripoli do not reach Rabat, but those from Rabat reach Tripoli. Their entries go
+    // through other members.
     let during = || {
         switch.cut_one_way("ly", "ma");
         patiently("both report it", || !linked(&world, "ma", "ly") && !linked(&world, "ly", "ma"));

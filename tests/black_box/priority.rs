@@ -1,4 +1,5 @@
-//! Weeks behind a cut line; then the alert comes before everything that was missed, once, and its publisher knows.
+//! A long outage. Afterwards an alert arrives before the whole backlog, exactly once, and its
+//! publisher is informed.
 
 use std::time::Instant;
 
@@ -7,10 +8,10 @@ use serde_json::Value;
 use crate::low_bandwidth::Satellite;
 use crate::world::{World, barid, example, text, until};
 
-/// Reports that Tunis misses, before and after the alert.
+/// Reports that Tunis misses before the alert, and the same number after it.
 const MISSED: usize = 60;
 
-/// An alert that is not urgent, and does not compress, so that the line is busy with it.
+/// Writes an alert that is not urgent and does not compress, so that it occupies the link.
 fn report(world: &World, number: usize) -> String {
     let draft = example("stolen-passport.fr.json", |draft| {
         let noise = (0..60).map(|n| format!("{:016x}", (number * 1_000 + n).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
@@ -30,7 +31,7 @@ fn alert_overtakes_backlog_after_long_outage_with_proof() {
     let satellite = Satellite::launch();
     let mut world = World::configured("info", satellite.behind("ne", "tn", "auto"));
     until("linked", || world.linked(&["ne", "tn"]));
-    // Nobody relays.
+    // No other member can relay.
     ["ma", "ly"].into_iter().for_each(|member| world.kill(member));
     satellite.cut();
     for number in 0..MISSED {
@@ -50,7 +51,7 @@ fn alert_overtakes_backlog_after_long_outage_with_proof() {
     println!("priority.low_bandwidth.alert {:.1} s", begun.elapsed().as_secs_f64());
     let held = size_of_ne(&world);
     assert!(held <= MISSED as u64, "it arrived in order: {held}");
-    // In Tunis' hands it is proven at once, by the proof with which it came.
+    // Tunis can export evidence at once, from the proof that came with the entry.
     let evidence = world.folder("tn").join("alert.barid");
     let evidence = evidence.to_str().unwrap();
     let exported = world.client("tn", "auditor", &["evidence", &format!("ne/{id}"), "-o", evidence]);

@@ -1,5 +1,5 @@
-//! Focal points that publish whatever happens to their nodes, and keep what they were told: receipts that prove what they say to somebody
-//! who holds nothing but the roster, and the arrivals that a subscriber was given.
+//! Focal points that publish while their nodes fail, and store what they receive: receipts, each
+//! verified with nothing but the roster, and the offsets of a subscriber's deliveries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,12 +22,12 @@ use tonic::transport::Channel;
 
 use crate::world::{World, example};
 
-/// Pause before a publisher without an answer tries again.
+/// Pause of a publisher before a retry.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Bulletins of each member that are published once more at the end.
 const REPEATED: usize = 20;
 
-/// What a publisher keeps.
+/// A receipt that a publisher has stored.
 #[derive(Clone)]
 pub(crate) struct SavedReceipt {
     pub(crate) id: String,
@@ -36,11 +36,11 @@ pub(crate) struct SavedReceipt {
     pub(crate) index: u64,
     pub(crate) digest: Digest,
     pub(crate) checkpoint: SignedCheckpoint,
-    /// When it came, in ns since 1970.
+    /// When it was received, in ns since 1970.
     pub(crate) came_ns: u64,
 }
 
-/// All that the publishers of one member know.
+/// The publishers of one member, and their receipts.
 pub(crate) struct Publisher {
     pub(crate) member: &'static str,
     pub(crate) channel: Channel,
@@ -49,7 +49,7 @@ pub(crate) struct Publisher {
     responses: Arc<AtomicUsize>,
 }
 
-/// An alert of a member under an id of its own.
+/// Returns an alert of a member with a new id.
 pub(crate) fn draft(member: &str, round: u64, number: usize) -> proto::Draft {
     let text = example("stolen-passport.fr.json", |draft| {
         draft["body"]["texts"][0]["headline"] = format!("EXERCICE {member} {round} {number}").into();
@@ -62,7 +62,7 @@ pub(crate) fn draft(member: &str, round: u64, number: usize) -> proto::Draft {
     draft
 }
 
-/// Now, in ns since 1970.
+/// Returns the current time in ns since 1970.
 pub(crate) fn now_ns() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
 }
@@ -84,7 +84,7 @@ impl Publisher {
         }
     }
 
-    /// Publishes all of these, however often the node goes away meanwhile.
+    /// Publishes all drafts, with retries while the node is unavailable.
     pub(crate) async fn publish(self: Arc<Self>, drafts: Vec<proto::Draft>, window: usize) {
         let mut open: BTreeMap<u64, proto::Draft> = (0..).zip(drafts).collect();
         while !open.is_empty() {
@@ -99,7 +99,7 @@ impl Publisher {
         }
     }
 
-    /// One stream: what is answered leaves `open`.
+    /// Publishes on one stream; bulletins with a receipt are removed from `open`.
     async fn attempt(&self, open: &mut BTreeMap<u64, proto::Draft>, window: usize) -> Result<(), tonic::Status> {
         let room = Arc::new(Semaphore::new(window));
         let requests: Vec<_> = open
@@ -139,7 +139,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// A receipt is kept only if it proves what it says, to somebody who holds nothing but the roster.
+    /// Stores a receipt after it is verified with nothing but the roster.
     fn save(&self, draft: proto::Draft, receipt: proto::Receipt, shared: &[u8]) {
         let came_ns = now_ns();
         let note = if receipt.checkpoint.is_empty() { shared } else { &receipt.checkpoint };
@@ -157,7 +157,7 @@ impl Publisher {
         self.responses.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Every receipt that came before `before_ns` against the feed as it is now.
+    /// Checks every receipt that was received before `before_ns` with the current feed.
     pub(crate) fn still_true(&self, tree: &FeedTree, before_ns: u64) {
         for saved in self.saved.lock().unwrap().iter().filter(|saved| saved.came_ns < before_ns) {
             let (index, head) = (saved.index, &saved.checkpoint.checkpoint);
@@ -168,7 +168,7 @@ impl Publisher {
         }
     }
 
-    /// Published again, a bulletin is the one that it was.
+    /// Checks that a bulletin published again gets the same receipt.
     pub(crate) async fn repeat_some(&self) {
         let saved: Vec<SavedReceipt> = self.saved.lock().unwrap().iter().rev().take(REPEATED).cloned().collect();
         for saved in saved {
@@ -186,7 +186,8 @@ pub(crate) struct FeedTree {
     entries: BTreeMap<u64, (Digest, String)>,
 }
 
-/// Builds the tree of a publisher's feed from deliveries, among others, and checks that nothing is missing or there twice.
+/// Builds the tree of a publisher's feed from deliveries, and checks that no entry is missing or
+/// exists twice.
 pub(crate) fn tree_of(deliveries: &[proto::Delivery], publisher: &Publisher) -> FeedTree {
     let mut entries = BTreeMap::new();
     let mut ids = BTreeSet::new();
@@ -208,7 +209,7 @@ pub(crate) fn tree_of(deliveries: &[proto::Delivery], publisher: &Publisher) -> 
     FeedTree { tree, entries }
 }
 
-/// Everything that a member's focal point may read, newest first; no arrival is there twice.
+/// Returns all that a member's focal point may read, newest first; no offset exists twice.
 pub(crate) async fn history(channel: &Channel, member: Option<&str>) -> Vec<proto::Delivery> {
     let filter = proto::Filter { members: member.map(str::to_owned).into_iter().collect(), ..proto::Filter::default() };
     let mut request =
@@ -229,13 +230,13 @@ pub(crate) async fn history(channel: &Channel, member: Option<&str>) -> Vec<prot
     }
 }
 
-/// What one subscriber was given, over all restarts of its node: places by arrival, and when it came first, in ns since 1970; and its newest
-/// cursor.
+/// Deliveries to one subscriber over all restarts of its node: feed and index by offset, with the
+/// time of the first delivery in ns since 1970; and the newest cursor.
 #[derive(Default)]
 pub(crate) struct DeliveryLog(pub(crate) Mutex<BTreeMap<u64, (String, u64, u64)>>, Mutex<bytes::Bytes>);
 
 impl DeliveryLog {
-    /// Subscribes from what it has, again and again.
+    /// Subscribes from the newest cursor, again and again.
     pub(crate) async fn follow(self: Arc<Self>, channel: Channel) {
         loop {
             let _ = self.attempt(&channel).await;
@@ -263,7 +264,8 @@ impl DeliveryLog {
         Ok(())
     }
 
-    /// Nothing twice, and each arrival is what the node still says that it is.
+    /// Checks that no entry was delivered twice, and that the node still has the same entry at each
+    /// offset.
     pub(crate) fn check(&self, deliveries: &[proto::Delivery]) {
         let delivered = self.0.lock().unwrap();
         let places: BTreeSet<_> = delivered.values().map(|(feed, index, _)| (feed, index)).collect();

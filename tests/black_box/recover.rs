@@ -1,5 +1,6 @@
-//! A feed that is in doubt: its disk is lost, an old backup was restored, or a second node runs with its keys. It is not continued, and goes
-//! on in its next epoch; nobody takes that for two histories.
+//! A feed that needs recovery: its disk is lost, an old backup was restored, or a second node runs
+//! with its keys. It is not continued, but continues in its next epoch, and no member reports an
+//! equivocation.
 
 use std::fs;
 use std::path::Path;
@@ -31,7 +32,7 @@ impl PublisherClient {
         Self { runtime, channel }
     }
 
-    /// Publishes so many; how many were taken.
+    /// Publishes `count` bulletins; returns how many were accepted.
     fn publish(&self, count: u64) -> u64 {
         let draft: proto::Draft = serde_json::from_value(example("stolen-passport.fr.json", |_| ())).unwrap();
         let one = |request| proto::PublishStreamRequest {
@@ -52,7 +53,7 @@ impl PublisherClient {
     }
 }
 
-/// Members that go on publishing until it is dropped.
+/// Members that publish until this is dropped.
 struct Traffic {
     stop: Arc<AtomicBool>,
     published: Arc<AtomicUsize>,
@@ -77,7 +78,7 @@ impl Traffic {
         Self { stop, published, threads }
     }
 
-    /// Waits until all together have published so much more.
+    /// Waits until the members together have published 20 more.
     fn goes_on(&self) {
         let before = self.published.load(Ordering::SeqCst);
         until("the others publish", || self.published.load(Ordering::SeqCst) >= before + 20);
@@ -101,13 +102,13 @@ fn size(world: &World, at: &str, feed: &str) -> u64 {
     world.feeds(at).get(feed).map_or(0, |(size, _)| size.parse().unwrap())
 }
 
-/// What of a feed every one of these holds is the same.
+/// Returns whether all these members hold the same entries of a feed.
 fn agree(world: &World, feed: &str, members: &[&str]) -> bool {
     let held: Vec<_> = members.iter().map(|member| world.feeds(member).get(feed).cloned()).collect();
     held[0].is_some() && held.iter().all(|one| *one == held[0])
 }
 
-/// The id of a failure.
+/// Returns the id of a failure.
 fn error_id(output: &Output) -> String {
     let last = text(&output.stderr).lines().last().unwrap_or_default().to_owned();
     let error: Value = serde_json::from_str(&last).unwrap_or_default();
@@ -130,7 +131,7 @@ fn publish_one(world: &World, member: &str) -> Output {
     world.client(member, "police-hq", &["publish", &draft, "--timeout", "20"])
 }
 
-/// Publishes one and waits until everybody holds it: its id.
+/// Publishes a bulletin and waits until all members have stored it; returns its id.
 fn known_to_all(world: &World, member: &str) -> String {
     let draft = world.draft("first.json", &example("stolen-passport.fr.json", |_| ()));
     let published = world.json(member, "police-hq", &["publish", &draft, "--wait-for", "3", "--timeout", "60"]);
@@ -180,7 +181,8 @@ fn lost_store_is_recovered_from_peers_into_next_epoch() {
     let (old, new) = ("ly.rabat.example/feed/1", "ly.rabat.example/feed/2");
     until("peers hold ly's feed", || ["ma", "tn", "ne"].iter().all(|peer| size(&world, peer, old) == 51));
 
-    // A disk that is not there yet puts nothing in doubt: that it is lost is for people to say.
+    // A disk that is not mounted yet does not cause recovery; only an operator can declare a store
+    // lost.
     world.stop("ly");
     let (data, away) = (world.folder("ly").join("data"), world.folder("ly").join("away"));
     fs::rename(&data, &away).unwrap();
@@ -202,12 +204,12 @@ fn lost_store_is_recovered_from_peers_into_next_epoch() {
     until("peers have returned the lost entries", || size(&world, "ly", old) == 52);
     let rejected = world.records("ly", &["note-rejected"]);
     assert!(rejected.is_empty(), "attestations of entries not held here are valid: {rejected:?}");
-    // What it has again does not take the doubt away.
+    // The feed still needs recovery after all entries are back.
     world.kill("ly");
     world.run("ly");
     assert_needs_recovery(&world, "ly");
 
-    // Recovery is for the stopped node, with its own next key, and when all are reached or named.
+    // Recovery needs a stopped node, its own next key, and every member reached or skipped.
     let running = recover(&world, "ly", "ly", &[]);
     assert_eq!(running.status.code(), Some(1));
     assert!(text(&running.stderr).contains("another process"), "{}", text(&running.stderr));
@@ -230,7 +232,8 @@ fn lost_store_is_recovered_from_peers_into_next_epoch() {
     let again = recover(&world, "ly", "ly", &["--skip-members", "ne"]);
     assert_eq!(again.status.code(), Some(1), "a key is used once: {}", text(&again.stdout));
 
-    // Who is in no doubt is told so; and who is not the node's user changes nothing.
+    // A feed that does not need recovery is reported as such; a user who does not own the node
+    // changes nothing.
     let needless = recover(&world, "ne", "ne", &["--idle-timeout", "3"]);
     assert_eq!((needless.status.code(), error_id(&needless)), (Some(1), "recover-not-needed".into()));
     assert!(world.folder("ne").join("keys/mark").exists() && !world.folder("ne").join("keys/feed-2.key").exists());
@@ -257,7 +260,8 @@ fn lost_store_is_recovered_from_peers_into_next_epoch() {
     let line = serde_json::to_string(&closed).unwrap();
     assert!(closed.len() == 1 && line.contains(old) && line.contains("\"52\""), "{line}");
 
-    // The history is one: what stood in the old epoch is found, repeated and proven.
+    // The history is continuous: entries of the old epoch can be found, published again under the
+    // same id, and proven.
     let history = world.json("ly", "police-hq", &["history", "--member", "ly", "--limit", "100"]);
     assert_eq!(history.len(), 62);
     let delivery = world.json("ly", "police-hq", &["show", &format!("ly/{id}")]);
@@ -287,7 +291,7 @@ fn restored_backup_is_not_continued_and_loses_nothing() {
     world.kill("ly");
     fs::remove_dir_all(&data).unwrap();
     fs::rename(&backup, &data).unwrap();
-    // Also without its mark: it says nothing of the backup, but peers do.
+    // Also without its high-water mark: then peers, not the mark, show that the backup is old.
     fs::remove_file(world.folder("ly").join("keys/mark")).unwrap();
     world.run("ly");
     assert_needs_recovery(&world, "ly");
@@ -318,7 +322,7 @@ impl Second {
         let path = folder.join("node.toml");
         let config = fs::read_to_string(&path).unwrap();
         let moved = config.lines().map(|line| match line {
-            // Peers cannot dial it; it dials them.
+            // Peers cannot connect to it; it connects to them.
             line if line.starts_with("listen_exchange") => String::new(),
             line if line.starts_with("listen_api") => format!("listen_api = \"127.0.0.1:{}\"", port(line) + 1),
             line => line.to_owned(),
@@ -400,7 +404,8 @@ fn equivocation_is_proven_persisted_and_stops_feed_until_resumed() {
     known_to_all(&world, "ma");
     world.kill("ma");
     let mut second = Second::of(&world, "ma");
-    // Both go on alone, each with another history: the first is heard by ly and ne, the copy by tn.
+    // Both continue separately, each with its own tree: ly and ne follow the first node, tn the
+    // copy.
     world.kill("tn");
     world.run("ma");
     assert_eq!(PublisherClient::of(&world, "ma").publish(2), 2);
@@ -422,7 +427,7 @@ fn equivocation_is_proven_persisted_and_stops_feed_until_resumed() {
     second.kill();
     world.run("ly");
 
-    // ly holds 3 entries, tn another 5: one of them asks the other for what proves it.
+    // ly holds 3 entries, tn 5 different ones: one of them requests the proof from the other.
     let stopped = |world: &World, member: &str| {
         let forks = world.json(member, "operator", &["feed", "forks"]);
         forks.iter().any(|fork| fork["feed"] == feed && fork["resumed"] != true)
@@ -439,7 +444,7 @@ fn equivocation_is_proven_persisted_and_stops_feed_until_resumed() {
     let altered = world.roster().with_file_name("altered.txt");
     assert_eq!(verify(&world, altered.to_str().unwrap()), Some(12));
 
-    // Every member is told, by a bulletin with the evidence; its operators can hand on what convinces others.
+    // Every member receives a bulletin with the evidence; its operators can export it for others.
     world.run("ne");
     until("Niamey's operators are alarmed", || {
         stopped(&world, "ne") && status(&world, "ne")["alarms"].to_string().contains(feed)
@@ -447,7 +452,8 @@ fn equivocation_is_proven_persisted_and_stops_feed_until_resumed() {
     let handed_on = world.roster().with_file_name("handed-on.txt").to_str().unwrap().to_owned();
     world.json("ne", "operator", &["feed", "evidence", feed, "-o", &handed_on]);
     assert_eq!(verify(&world, &handed_on), Some(14));
-    // Whoever proved it and had not heard of it tells of it, once; Niamey can prove it, too.
+    // A member announces a fork that it has proven and not yet heard of, once; Niamey can prove it
+    // too.
     let notices_by = |world: &World, by: &str| {
         let history = world.json("ne", "situation-room", &["history", "--kind", "feed-forked"]);
         history.iter().filter(|line| line["header"]["member"] == by).count()
@@ -460,7 +466,7 @@ fn equivocation_is_proven_persisted_and_stops_feed_until_resumed() {
     let first_counts = notice_counts(&world);
     assert!(first_counts.iter().all(|count| *count <= 1), "{first_counts:?}");
 
-    // A restart does not forget it; an operator's decision is kept, too.
+    // The fork and an operator's decision survive a restart.
     world.kill(finder);
     let finder = *MEMBERS.iter().find(|member| **member == finder).unwrap();
     let own = format!("{finder}.rabat.example/feed/1");

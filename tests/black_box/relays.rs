@@ -1,6 +1,7 @@
-//! Morocco is cut off from everyone but Libya, and goes on publishing. Nothing is lost by it, and nothing shown to the wrong reader.
+//! Morocco is cut off from all members but Libya, and continues to publish. No entry is lost, and
+//! no reader gets content outside of its audience.
 //!
-//! `BARID_RELAY_ENTRIES=100000` makes it long.
+//! `BARID_RELAY_ENTRIES=100000` makes the test long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -21,16 +22,16 @@ use tonic::transport::Channel;
 
 use crate::world::{World, example};
 
-/// Bulletins published while Morocco is cut off, if nobody asks for more.
+/// Default number of bulletins published while Morocco is cut off.
 const ENTRIES: usize = 600;
 /// Members that Morocco is cut off from.
 const FAR: [&str; 2] = ["ne", "tn"];
-/// Longest for anything to come true: the usual minute, and as long again for each 10,000 entries.
+/// Returns the deadline of a condition: one minute, and another for each 10,000 entries.
 fn deadline(entries: usize) -> Duration {
     Duration::from_secs(60 * (1 + entries as u64 / 10_000))
 }
 
-/// Carries connections to one node, while it is not cut.
+/// Relays connections to one node while it is not cut.
 struct Line {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -38,7 +39,7 @@ struct Line {
 
 #[derive(Default)]
 struct State {
-    /// Where to; `None`: cut.
+    /// Target address; `None` if cut.
     target: Option<String>,
     open: Vec<TcpStream>,
 }
@@ -79,7 +80,7 @@ impl Line {
     }
 }
 
-/// Until either side ends.
+/// Copies bytes until either side ends.
 fn carry(mut from: TcpStream, mut to: TcpStream) {
     let mut buffer = vec![0; 64 << 10];
     let mut step = || -> io::Result<bool> {
@@ -91,10 +92,10 @@ fn carry(mut from: TcpStream, mut to: TcpStream) {
     let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
 }
 
-/// A world whose lines between Morocco and the far members can be cut.
+/// An exchange with lines between Morocco and the far members that can be cut.
 struct Region {
     world: World,
-    /// By who calls and who is called.
+    /// By caller and called member.
     lines: BTreeMap<(&'static str, &'static str), Line>,
     channels: BTreeMap<(&'static str, &'static str), Channel>,
     runtime: Runtime,
@@ -132,7 +133,8 @@ impl Region {
         self.lines.values().for_each(Line::cut);
     }
 
-    /// Publishes at `ma`, each entry for whom `readers` says (`None`: everybody), and tells the ids.
+    /// Publishes at `ma` and returns the ids; `readers` returns the audience of each entry (`None`:
+    /// all members).
     fn publish(&self, count: usize, readers: impl Fn(usize) -> Option<Vec<&'static str>>) -> Vec<String> {
         let draft = example("stolen-passport.fr.json", |_| ());
         let draft: proto::Draft = serde_json::from_value(draft).unwrap();
@@ -179,7 +181,7 @@ impl Region {
         status.unwrap().into_inner()
     }
 
-    /// Morocco's feed as a member holds it; nothing yet if it has just started.
+    /// Returns Morocco's feed as a member holds it; empty if the node has just started.
     fn peer(&self, at: &'static str) -> proto::PeerStatus {
         self.status(at).peers.into_iter().find(|peer| peer.member == "ma").unwrap_or_default()
     }
@@ -189,7 +191,7 @@ impl Region {
         held.is_some_and(|held| (held.size, held.root) == (own.size, own.root))
     }
 
-    /// Members of which Morocco has it in writing that they hold a bulletin in full.
+    /// Returns the members whose custody note for a bulletin Morocco holds.
     fn stored_at(&self, id: &str) -> Vec<String> {
         let visible = &self.world.json("ma", "police-hq", &["show", &format!("ma/{id}")])[0];
         let stored = visible["stored"].as_array().into_iter().flatten();
@@ -198,7 +200,8 @@ impl Region {
         members
     }
 
-    /// What a member's focal point is shown of Morocco's feed: arrival by index. No arrival and no entry is there twice.
+    /// Returns Morocco's entries that a member's focal point can read: offset by index. No offset
+    /// and no entry exists twice.
     fn visible(&self, at: &'static str) -> BTreeMap<u64, u64> {
         let filter = proto::Filter { members: vec!["ma".into()], ..proto::Filter::default() };
         let mut request =
@@ -271,7 +274,8 @@ fn relay_serves_feed_and_restricted_content_is_backfilled_from_owner() {
         let mine = |number: &usize| readers(*number).is_none_or(|readers| readers.contains(&member));
         (0..10).chain((0..entries).filter(mine).map(|number| 10 + number as u64)).collect()
     };
-    // Who has what all may read is known to Morocco although it has no line to them: in writing, by Libya. What Libya may not read is not spoken of.
+    // For entries that all may read, Morocco has the custody notes of members without a link to it:
+    // Libya relays them. For entries that Libya may not read there are none.
     for (number, holders) in [(1, vec!["ly", "ne", "tn"]), (4, vec!["ly"]), (0, vec![])] {
         until(0, "Morocco has the custody notes through a relay", || region.stored_at(&ids[number]) == holders);
     }
@@ -288,13 +292,13 @@ fn relay_serves_feed_and_restricted_content_is_backfilled_from_owner() {
         println!("{far} has it {:.1?} after the line is restored", began.elapsed());
         let visible = region.visible(far);
         assert_eq!(visible.keys().copied().collect::<BTreeSet<_>>(), wanted, "{far}");
-        // What had arrived stands where it stood.
+        // Entries that had arrived before have the same offset.
         for (index, offset) in &visible_before[far] {
             assert_eq!(visible[index], *offset, "{far}: {index}");
         }
     }
     assert_eq!(region.visible("ly").keys().copied().collect::<BTreeSet<_>>(), may_read("ly"));
-    // Who holds what is secret is known to Morocco, by their signed word.
+    // Members that may read restricted entries have sent their custody notes to Morocco.
     for (number, far) in [(0, vec!["tn"]), (2, FAR.to_vec())] {
         until(0, "Morocco has the custody notes", || region.stored_at(&ids[number]) == far);
     }
@@ -302,7 +306,8 @@ fn relay_serves_feed_and_restricted_content_is_backfilled_from_owner() {
     assert_eq!(alarms[0]["alarms"].as_array().map_or(0, Vec::len), 0, "{:?}", alarms[0]["alarms"]);
 }
 
-/// Prints what catching up from the owner and through a relay take; run it alone, in a release build, with `BARID_RELAY_ENTRIES`.
+/// Prints the catch-up rates from the owner and through a relay. Run it alone, in a release build,
+/// with `BARID_RELAY_ENTRIES`.
 #[test]
 #[ignore = "measures; run it in a release build on a quiet machine"]
 fn catch_up_rate_through_relay_matches_owner() {

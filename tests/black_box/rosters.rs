@@ -1,4 +1,5 @@
-//! The secretariat writes the next roster, the governors sign it in turn, and a member believes it because of the one it has.
+//! The secretariat writes the next roster, the governors sign it in turn, and a member accepts it
+//! because it follows the trusted one.
 
 use std::fs;
 
@@ -31,7 +32,7 @@ impl Office {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// Exit code and what was said to a machine.
+    /// Returns the exit code and the JSON output.
     fn roster(&self, args: &[&str]) -> (Option<i32>, Value) {
         let args: Vec<String> = args
             .iter()
@@ -53,7 +54,7 @@ fn next_roster_is_drafted_signed_and_verified() {
     assert_eq!(kinds, ["full", "full", "full", "observer", "partner"]);
     assert_eq!((&object["quorum"], &object["signatures"][1]["valid"]), (&2.into(), &true.into()));
 
-    // The secretariat writes version 2: the observer leaves, and nobody else notices a thing.
+    // The secretariat writes version 2: the observer leaves, and nothing else changes.
     let note = fs::read_to_string(office.file("roster.note")).unwrap();
     let (first, _) = note.split_once("\n\n— ").unwrap();
     let mut draft: toml::Table = first.parse().unwrap();
@@ -63,7 +64,7 @@ fn next_roster_is_drafted_signed_and_verified() {
     fs::write(office.file("second.toml"), draft.to_string()).unwrap();
     assert_eq!(office.roster(&["verify", "@second.toml", "--trust", "@roster.note"]).0, Some(12));
 
-    // Two governors sign, each at home.
+    // Two governors sign, each on their own machine.
     let first_governor = ["sign", "@second.toml", "--key", "@governors/1.key", "--trust", "@roster.note"];
     let (code, signed) = office.roster(&first_governor);
     assert_eq!((code, &signed["complete"]), (Some(0), &false.into()), "{signed}");
@@ -81,7 +82,7 @@ fn next_roster_is_drafted_signed_and_verified() {
     let (code, rejected) = office.roster(&["verify", "@damaged.note", "--trust", "@roster.note"]);
     assert_eq!((code, &rejected["signatures"][0]["valid"]), (Some(12), &false.into()), "{rejected}");
 
-    // What version 1 had settled cannot be signed away.
+    // Settled facts of version 1 cannot be removed by signatures.
     let keys = draft["members"].as_array_mut().unwrap()[0]["keys"].as_array_mut().unwrap();
     keys.retain(|key| key.get("epoch").and_then(toml::Value::as_integer) != Some(2));
     fs::write(office.file("taking-back.toml"), draft.to_string()).unwrap();

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::world::{World, until};
 
-/// What the kernel says of a process: caught signals, limits.
+/// Returns a line of a file in `/proc/PID`: caught signals or limits.
 fn status(pid: u32, file: &str, line: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     text.lines().find(|found| found.starts_with(line)).unwrap_or_default().to_owned()
@@ -17,7 +17,7 @@ fn sighup_during_start_does_not_stop_node() {
     let world = World::prepared(&["ma", "tn"], "info", |_, config| config);
     let folder = world.folder("ma");
     let config = fs::read_to_string(folder.join("node.toml")).unwrap();
-    // The node waits in the middle of its start, as long as nobody writes into this.
+    // The node waits in the middle of its start until the pipe is written.
     let pipe = folder.join("pipe.toml");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let mut node = Command::new(env!("CARGO_BIN_EXE_barid"))
@@ -33,7 +33,7 @@ fn sighup_during_start_does_not_stop_node() {
     });
     assert!(Command::new("kill").args(["-HUP", &pid.to_string()]).status().unwrap().success());
 
-    // Opened for writing once the node reads: it has had the signal, and lives.
+    // Opening for writing succeeds once the node reads: it has received the signal and still runs.
     let mut writer = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
     assert!(node.try_wait().unwrap().is_none(), "it has ended");
     writer.write_all(config.as_bytes()).unwrap();

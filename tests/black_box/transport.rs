@@ -1,4 +1,4 @@
-//! Who is refused by a node, who is put out, and what it reads again without a restart.
+//! Connections that a node rejects or closes, and files that it reloads without a restart.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -37,7 +37,7 @@ fn serial(certificate: &Path) -> Vec<u8> {
     parsed.raw_serial().to_vec()
 }
 
-/// Believes every server: what is tested is what the server believes.
+/// Accepts any server certificate: the test is about the server's verification.
 #[derive(Debug)]
 struct AcceptAnyServer(Arc<CryptoProvider>);
 
@@ -76,7 +76,7 @@ impl ServerCertVerifier for AcceptAnyServer {
     }
 }
 
-/// Somebody at a node's door.
+/// A client of a listener.
 struct Caller {
     /// Its own address, as the node sees it.
     address: String,
@@ -108,20 +108,20 @@ impl Caller {
         Self { address, stream: StreamOwned::new(tls, tcp) }
     }
 
-    /// Whether the node answers over HTTP/2.
+    /// Returns whether the node answers over HTTP/2.
     fn is_let_in(&mut self) -> bool {
         let mut header = [0; 9];
         self.stream.write_all(PREFACE).is_ok() && self.stream.read_exact(&mut header).is_ok() && header[3] == 4
     }
 
-    /// The certificate that the node shows.
+    /// Returns the certificate that the node presents.
     fn presented(&mut self) -> CertificateDer<'static> {
         assert!(self.is_let_in());
         self.stream.conn.peer_certificates().unwrap()[0].clone().into_owned()
     }
 }
 
-/// Exactly one record tells of this address, with this reason.
+/// Checks that exactly one audit record has this address, with this reason.
 fn recorded(world: &World, member: &str, listener: &str, address: &str, reason: &str) {
     let of_it = || world.records(member, &[&format!(" actor={address} ")]);
     until(&format!("{member} records {reason}"), || !of_it().is_empty());
@@ -180,7 +180,7 @@ fn unauthorized_connections_are_rejected_by_both_listeners_and_audited() {
     assert!(Caller::new(&api, Some(&person), &rustls::version::TLS13).is_let_in());
     assert!(Caller::new(&exchange, Some(&ly.issue("node", &[]).unwrap()), &rustls::version::TLS13).is_let_in());
 
-    // Let in, and not allowed everything.
+    // Authenticated, but not authorised for every call.
     let alert = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/bulletins/stolen-passport.fr.json");
     assert_eq!(world.client("tn", "operator", &["publish", alert]).status.code(), Some(1));
     let rejected = [" event=\"call-denied\" ", " reason=\"role\" ", " actor=operator/operator "];
@@ -198,7 +198,7 @@ fn revoked_certificate_is_disconnected_everywhere_and_replacement_works() {
     world.kill("ne");
     let (folder, ly) = (world.folder("ly"), authority(&world, "ly"));
 
-    // Somebody watches in Tripoli.
+    // A client watches in Tripoli.
     let alert = world.draft("alert.json", &example("stolen-passport.fr.json", |_| ()));
     world.json("ly", "police-hq", &["publish", &alert]);
     let profile = folder.join("clients/police-hq/client.toml");
@@ -212,7 +212,8 @@ fn revoked_certificate_is_disconnected_everywhere_and_replacement_works() {
     BufReader::new(watch.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(!line.is_empty());
 
-    // Its certificate and the node's are stolen: both are revoked, and the node gets a new one.
+    // The client's certificate and the node's are stolen: both are revoked, and the node gets a new
+    // one.
     let stolen = [serial(&folder.join("clients/police-hq/client.pem")), serial(&folder.join("tls/node.pem"))];
     fs::write(folder.join("tls/ca.crl"), ly.revoke(&stolen, 2).unwrap()).unwrap();
     let renewed = ly.issue("node", &["127.0.0.1".into()]).unwrap();
@@ -232,7 +233,8 @@ fn revoked_certificate_is_disconnected_everywhere_and_replacement_works() {
     watch.kill().unwrap();
     watch.wait().unwrap();
 
-    // The others learn of it over the links, end them, and are linked again with the new certificate.
+    // The others receive the CRL over the links, close them, and are linked again with the new
+    // certificate.
     for other in ["ma", "tn"] {
         until(&format!("{other} has the newer list"), || world.records(other, &crl_records).len() == 2);
         until(&format!("{other} has ended the old link"), || {
@@ -241,7 +243,8 @@ fn revoked_certificate_is_disconnected_everywhere_and_replacement_works() {
     }
     until("they are linked again", || world.linked(&["ma", "ly", "tn"]));
 
-    // One who was away hears it from another than Libya, and a restart forgets nothing.
+    // A member that was offline receives the CRL from another member than Libya, and stores it
+    // across a restart.
     world.kill("ly");
     world.run("ne");
     until("Niamey has the newer list", || world.records("ne", &crl_records).len() == 2);
@@ -265,7 +268,7 @@ fn reload_is_atomic_and_audited() {
     let reloaded = |reason: &str| world.records("ma", &[" event=\"reloaded\" ", &format!(" reason=\"{reason}\" ")]);
     until("it has reloaded", || reloaded("nothing-new").len() == 1);
 
-    // A new certificate, and with it one bad file after the other.
+    // A new certificate, each time together with one invalid file.
     let renewed = ma.issue("node", &["127.0.0.1".into()]).unwrap();
     fs::write(folder.join("tls/node.pem"), &renewed.certificate).unwrap();
     fs::write(folder.join("tls/node.key"), &renewed.key).unwrap();
@@ -285,7 +288,7 @@ fn reload_is_atomic_and_audited() {
         assert_eq!(presented(), before, "{file}");
         fs::write(folder.join(file), good).unwrap();
     }
-    // A certificate that everybody would refuse is not taken, either.
+    // A certificate that every peer would reject is not loaded either.
     let forged = stranger.issue("node", &[]).unwrap();
     fs::write(folder.join("tls/node.pem"), &forged.certificate).unwrap();
     fs::write(folder.join("tls/node.key"), &forged.key).unwrap();
@@ -294,7 +297,7 @@ fn reload_is_atomic_and_audited() {
     fs::write(folder.join("tls/node.pem"), &renewed.certificate).unwrap();
     fs::write(folder.join("tls/node.key"), &renewed.key).unwrap();
 
-    // All are good: each is named.
+    // All files are valid: the record names each.
     fs::write(folder.join("tls/ca.crl"), ma.revoke_for(&[], 7, days(-100, 20)).unwrap()).unwrap();
     let access = fs::read_to_string(folder.join("access.toml")).unwrap();
     fs::write(folder.join("access.toml"), access.replace("roles = [\"auditor\"]", "roles = [\"agency\"]")).unwrap();
@@ -306,7 +309,7 @@ fn reload_is_atomic_and_audited() {
     }
     assert_eq!(presented(), CertificateDer::from_pem_slice(renewed.certificate.as_bytes()).unwrap());
 
-    // The list of 120 days is due in 20: the operator is told.
+    // The CRL is valid for 120 days and expires in 20: an alarm is raised.
     let status = world.json("ma", "operator", &["status"]).remove(0);
     let alarms = status["alarms"].to_string();
     assert!(alarms.contains("the revocation list of ma.rabat.example is due on "), "{alarms}");
@@ -320,7 +323,7 @@ fn removed_member_is_disconnected_everywhere() {
     let published = world.json("ma", "police-hq", &["publish", &alert, "--wait-for", "ne"]);
     assert_eq!(published[0]["waitReached"], true);
 
-    // Version 2 does without Niger; two governors sign it, and Rabat's operator puts it in place.
+    // Version 2 removes Niger; two governors sign it, and Rabat's operator installs it.
     let trusted = world.roster();
     let home = trusted.parent().unwrap();
     let file = |name: &str| home.join(name).to_str().unwrap().to_owned();
@@ -354,13 +357,14 @@ fn removed_member_is_disconnected_everywhere() {
         };
         !["ma", "ly", "tn"].iter().any(linked)
     });
-    // Niamey's own connection, or its next attempt, was refused as a stranger's.
+    // Niamey's connection, or its next attempt, was rejected as from an unknown member.
     until("its rejection is recorded", || {
         ["ma", "ly", "tn"].iter().any(|member| !world.records(member, &[" reason=\"unknown-member\" "]).is_empty())
     });
     until("the others stay linked", || world.linked(&["ma", "ly", "tn"]));
 
-    // After a restart the new roster is in force, and what was published under the one before is still there.
+    // After a restart the new roster is in force, and bulletins published under the previous one
+    // still exist.
     world.kill("ma");
     world.run("ma");
     assert_eq!(world.json("ma", "operator", &["status"]).remove(0)["rosterVersion"], "2");

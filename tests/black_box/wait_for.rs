@@ -1,4 +1,5 @@
-//! A publisher waits until others have its bulletin stored: held in full, by their word. A cosignature is not that.
+//! A publisher waits until other members have stored its bulletin in full, attested by custody
+//! notes. A cosignature does not suffice.
 
 use serde_json::Value;
 
@@ -17,7 +18,7 @@ fn holders(response: &Value) -> Vec<String> {
 
 #[test]
 fn member_with_other_topic_cosigns_but_never_stores() {
-    // Niamey wants the content of customs only.
+    // Niamey fetches content of customs only.
     let world = World::configured("info", |member, config| match member {
         "ne" => config.replace("topics = []", "topics = [\"customs.>\"]"),
         _ => config,
@@ -34,7 +35,8 @@ fn member_with_other_topic_cosigns_but_never_stores() {
     });
     assert_eq!(holders(&world.json("ma", "police-hq", &["show", &bulletin])[0]), ["ly", "tn"]);
 
-    // To wait for all three, or for Niamey by name, ends in time, and says who has it and that this was not enough.
+    // A wait for all three, or for Niamey by name, times out. The result names the members that
+    // have stored it, and that the wait was not reached.
     for wanted in ["3", "ne", "tn,ne"] {
         let again = world.draft("again.json", &example("stolen-passport.fr.json", |_| ()));
         let late = world.client("ma", "police-hq", &["publish", &again, "--wait-for", wanted, "--timeout", "3"]);
@@ -44,7 +46,7 @@ fn member_with_other_topic_cosigns_but_never_stores() {
         assert_eq!(holders(&response), ["ly", "tn"], "{response}");
     }
 
-    // What it does follow, it has.
+    // It stores content of the topics that it follows.
     let seizure = world.draft("seizure.json", &example("seizure-report.json", |_| ()));
     let published = &world.json("ma", "customs-hq", &["publish", &seizure, "--wait-for", "ne"])[0];
     assert_eq!(published["waitReached"], true);

@@ -1,4 +1,4 @@
-//! A development exchange in a temporary folder, with one process a member.
+//! A development exchange in a temporary folder, with one process for each member.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// Longest for anything to come true: the machine may be busy.
+/// Deadline of any condition: the machine may be busy.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) const MEMBERS: [&str; 4] = ["ma", "ly", "tn", "ne"];
 
-/// Every system call by which a node could change files, or make them durable.
+/// All system calls that can change files or make them durable.
 const RECORDED_CALLS: &str = "trace=?open,?openat,?openat2,?creat,?close,?dup,?dup2,?dup3,?fcntl,?lseek,?write,?pwrite64,?writev,?pwritev,?pwritev2,\
     ?truncate,?ftruncate,?fallocate,?copy_file_range,?sendfile,?fsync,?fdatasync,?sync,?syncfs,?sync_file_range,?rename,\
     ?renameat,?renameat2,?unlink,?unlinkat,?rmdir,?mkdir,?mkdirat,?link,?linkat,?symlink,?symlinkat,?chdir,?fchdir,\
@@ -24,29 +24,30 @@ const RECORDED_CALLS: &str = "trace=?open,?openat,?openat2,?creat,?close,?dup,?d
 pub(crate) struct World {
     folder: tempfile::TempDir,
     nodes: BTreeMap<&'static str, Child>,
-    /// Traces of the nodes' system calls so far, by member, if they are recorded.
+    /// Traces of the nodes' system calls, by member, if they are recorded.
     traces: Option<BTreeMap<&'static str, Vec<PathBuf>>>,
-    /// The command, with its arguments, that each member's programs are run by; none for most.
+    /// The command, with its arguments, that runs each member's programs; most have none.
     by: BTreeMap<&'static str, Vec<String>>,
 }
 
 impl World {
-    /// All four nodes, each in a process of its own, logging everything.
+    /// Starts all four nodes, each in a process of its own, with all log levels.
     pub(crate) fn start() -> Self {
         Self::logging("trace")
     }
 
-    /// All four nodes, with so much in their logs.
+    /// Starts all four nodes with this log level.
     pub(crate) fn logging(level: &str) -> Self {
         Self::configured(level, |_, config| config)
     }
 
-    /// All four nodes, with what `change` makes of each member's `node.toml`.
+    /// Starts all four nodes; `change` edits each member's `node.toml`.
     pub(crate) fn configured(level: &str, change: impl Fn(&str, String) -> String) -> Self {
         Self::run_by(level, change, BTreeMap::new())
     }
 
-    /// The same, each member's programs run by another command: in a network of its own, for one.
+    /// As [`Self::configured`], with each member's programs run by another command: for example in
+    /// a network namespace.
     pub(crate) fn run_by(
         level: &str,
         change: impl Fn(&str, String) -> String,
@@ -60,7 +61,8 @@ impl World {
         world
     }
 
-    /// An exchange of these members, with what `change` makes of each one's `node.toml`; none of them runs yet.
+    /// Creates an exchange of these members; `change` edits each one's `node.toml`. No node runs
+    /// yet.
     pub(crate) fn prepared(members: &[&str], level: &str, change: impl Fn(&str, String) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (port, codes) = (free_ports().to_string(), members.join(","));
@@ -82,17 +84,17 @@ impl World {
         world
     }
 
-    /// From now on nodes are started under `strace`, which writes down all that changes or syncs files.
+    /// Starts further nodes under `strace`, which records all calls that change or sync files.
     pub(crate) fn record(&mut self) {
         self.traces = Some(BTreeMap::new());
     }
 
-    /// From now on nodes are started as they are.
+    /// Starts further nodes without `strace`.
     pub(crate) fn record_no_more(&mut self) {
         self.traces = None;
     }
 
-    /// The traces of a member's nodes, in the order of their starts.
+    /// Returns the traces of a member's nodes, in the order of their starts.
     pub(crate) fn traces(&self, member: &str) -> Vec<PathBuf> {
         self.traces.as_ref().and_then(|traces| traces.get(member)).cloned().unwrap_or_default()
     }
@@ -101,7 +103,7 @@ impl World {
         self.folder.path().join(member)
     }
 
-    /// The roster that everybody was given.
+    /// Returns the initial roster of all members.
     pub(crate) fn roster(&self) -> PathBuf {
         self.folder.path().join("roster.note")
     }
@@ -139,7 +141,7 @@ impl World {
                 let paths = traces.entry(member).or_default();
                 let path = folder.with_file_name(format!("{member}.{}.strace", paths.len()));
                 let mut strace = Command::new("strace");
-                // `-D`: the node, not strace, is this process's child.
+                // With `-D` the node, not strace, is the child of this process.
                 strace.args(["-D", "-f", "--seccomp-bpf", "-v", "-s", "8388608"]);
                 strace.args(["--absolute-timestamps=format:unix,precision:ns", "--syscall-times=ns"]);
                 strace.args(["-e", RECORDED_CALLS, "-o"]).arg(&path).arg(program());
@@ -158,12 +160,12 @@ impl World {
         self.nodes.insert(member, node);
     }
 
-    /// A node's process.
+    /// Returns the id of a node's process.
     pub(crate) fn process(&self, member: &str) -> u32 {
         self.nodes[member].id()
     }
 
-    /// Waits until a node has ended of itself.
+    /// Waits until a node has ended by itself.
     pub(crate) fn ended(&mut self, member: &str) -> ExitStatus {
         let mut node = self.nodes.remove(member).unwrap();
         let mut status = None;
@@ -174,37 +176,37 @@ impl World {
         status.unwrap()
     }
 
-    /// The last lines of a node's log.
+    /// Returns the last 4,000 bytes of a node's log.
     pub(crate) fn log_end(&self, member: &str) -> String {
         let log = fs::read(self.folder(member).join("node.log")).unwrap_or_default();
         text(&log[log.len().saturating_sub(4_000)..])
     }
 
-    /// Whether it is still the process that was started.
+    /// Returns whether the node's process still runs.
     pub(crate) fn runs(&mut self, member: &str) -> bool {
         self.nodes.get_mut(member).unwrap().try_wait().unwrap().is_none()
     }
 
-    /// SIGHUP: the node reads its files again.
+    /// Sends SIGHUP: the node reloads its files.
     pub(crate) fn hang_up(&self, member: &str) {
         let node = rustix::process::Pid::from_child(&self.nodes[member]);
         rustix::process::kill_process(node, rustix::process::Signal::HUP).unwrap();
     }
 
-    /// SIGTERM: the node ends in order.
+    /// Sends SIGTERM: the node stops in order.
     pub(crate) fn terminate(&self, member: &str) {
         let node = rustix::process::Pid::from_child(&self.nodes[member]);
         rustix::process::kill_process(node, rustix::process::Signal::TERM).unwrap();
     }
 
-    /// Audit records of a node that hold all of these words.
+    /// Returns a node's audit records that contain all these patterns.
     pub(crate) fn records(&self, member: &str, patterns: &[&str]) -> Vec<String> {
         let log = text(&fs::read(self.folder(member).join("node.log")).unwrap());
         let audit = log.lines().filter(|line| line.contains(" barid::audit: "));
         audit.filter(|line| patterns.iter().all(|pattern| line.contains(pattern))).map(str::to_owned).collect()
     }
 
-    /// Whether each of these members has a link to each other one of them.
+    /// Returns whether each of these members has a link to each other of them.
     pub(crate) fn linked(&self, members: &[&str]) -> bool {
         members.iter().all(|member| {
             let status = self.json(member, "operator", &["status"]).remove(0);
@@ -216,21 +218,21 @@ impl World {
         })
     }
 
-    /// SIGTERM, and waits until it has ended well.
+    /// Sends SIGTERM, and waits until the node has ended with success.
     pub(crate) fn stop(&mut self, member: &str) {
         self.terminate(member);
         let ended = self.ended(member);
         assert!(ended.success(), "{}", self.log_end(member));
     }
 
-    /// As a power cut would: no time to say goodbye.
+    /// Kills a node, as a power failure would.
     pub(crate) fn kill(&mut self, member: &str) {
         let mut node = self.nodes.remove(member).unwrap();
         node.kill().unwrap();
         node.wait().unwrap();
     }
 
-    /// One command of a member's person or system.
+    /// Runs one command as one of a member's clients.
     pub(crate) fn client(&self, member: &str, name: &str, args: &[&str]) -> Output {
         let profile = self.folder(member).join("clients").join(name).join("client.toml");
         let mut all = vec!["--json", "--profile", profile.to_str().unwrap()];
@@ -238,7 +240,7 @@ impl World {
         self.program(member).args(&all).env("BARID_LANG", "en").output().unwrap()
     }
 
-    /// The program, as a member runs it.
+    /// Returns the program's command, as a member runs it.
     fn program(&self, member: &str) -> Command {
         let program = program();
         match self.by.get(member).and_then(|by| by.split_first()) {
@@ -251,14 +253,14 @@ impl World {
         }
     }
 
-    /// As [`Self::client`], for what must succeed: its JSON lines.
+    /// As [`Self::client`], but the command must succeed; returns its JSON lines.
     pub(crate) fn json(&self, member: &str, name: &str, args: &[&str]) -> Vec<Value> {
         let output = self.client(member, name, args);
         assert!(output.status.success(), "{args:?} at {member}: {}{}", text(&output.stdout), text(&output.stderr));
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Size and root of every feed with entries as one member holds it, by origin.
+    /// Returns size and root of every feed with entries as one member holds it, by origin.
     pub(crate) fn feeds(&self, member: &str) -> BTreeMap<String, (String, String)> {
         let status = self.json(member, "operator", &["status"]).remove(0);
         let peers = status["peers"].as_array().cloned().unwrap_or_default();
@@ -287,7 +289,7 @@ impl Drop for World {
     }
 }
 
-/// An example of the project, changed.
+/// Returns an example of the project, with changes.
 pub(crate) fn example(name: &str, change: impl Fn(&mut Value)) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/bulletins").join(name);
     let mut draft = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
@@ -295,7 +297,7 @@ pub(crate) fn example(name: &str, change: impl Fn(&mut Value)) -> Value {
     draft
 }
 
-/// Whether any file under a folder holds these bytes.
+/// Returns a file in a folder that contains these bytes, if there is one.
 pub(crate) fn holds(folder: &Path, wanted: &[u8]) -> Option<PathBuf> {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -312,7 +314,7 @@ pub(crate) fn holds(folder: &Path, wanted: &[u8]) -> Option<PathBuf> {
     None
 }
 
-/// The program under test; `BARID_BIN` names another build of it.
+/// Returns the program under test; `BARID_BIN` names another build of it.
 pub(crate) fn program() -> String {
     std::env::var("BARID_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_barid").to_owned())
 }
@@ -321,7 +323,7 @@ pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
     until_within(DEADLINE, what, condition);
 }
 
-/// As [`until`], for what takes longer.
+/// As [`until`], with another deadline.
 pub(crate) fn until_within(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -338,9 +340,9 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A port from which on the ports of five members are free.
+/// Returns the first of the free ports for five members.
 fn free_ports() -> u16 {
-    /// Worlds of this process so far: two that start at once must not choose the same ports.
+    /// Number of worlds of this process: two that start at once must not choose the same ports.
     static WORLDS: AtomicU32 = AtomicU32::new(0);
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let place = std::process::id() + 137 * WORLDS.fetch_add(1, Ordering::Relaxed);

@@ -1,10 +1,11 @@
-//! Who may read a bulletin: a pure function of its header and a roster.
+//! Computes who may read a bulletin: a pure function of its header and a roster.
 //!
-//! In scope: TLP, `releasable_to`, working groups, observers' ceilings, agencies. Out of scope: which roster to ask. By the protocol
-//! that is the one of the header's `roster_version`; who discloses asks the newest one too.
+//! In scope: TLP, `releasable_to`, working groups, observers' ceilings, agencies. Out of scope:
+//! which roster applies. The protocol applies the roster of the header's `roster_version`; a node
+//! that discloses content also checks the newest one.
 //!
-//! Everything unknown closes: a header format, label, code, purpose or topic that this version cannot read has an empty audience, and
-//! an empty audience is nobody, not even the owner, and never everybody.
+//! Everything unknown closes. A header format, label, code, purpose or topic that this version
+//! cannot read gives an empty audience. An empty audience contains nobody, not even the owner.
 
 use std::collections::BTreeSet;
 
@@ -14,31 +15,32 @@ use super::vocabulary::{HandlingCode, Purpose, Tlp};
 use crate::ids::Member;
 use crate::proto;
 
-/// What the audience asks of a roster.
+/// Roster queries that the audience depends on.
 pub trait Directory {
-    /// Every member, of any kind, in any order.
+    /// Returns every member, of any kind, in any order.
     fn members(&self) -> Box<dyn Iterator<Item = &Member> + '_>;
 
-    /// Whether `member` is listed, as any kind.
+    /// Returns whether `member` is listed, as any kind.
     fn is_member(&self, member: &Member) -> bool;
 
-    /// Whether `member` is of kind `full`.
+    /// Returns whether `member` is of kind `full`.
     fn is_full(&self, member: &Member) -> bool;
 
-    /// Whether `member` belongs to `working_group`.
+    /// Returns whether `member` belongs to `working_group`.
     fn in_group(&self, member: &Member, working_group: &str) -> bool;
 
-    /// The highest label that an observer or partner is granted in `working_group`; `None`: nothing there. Not asked of full members.
+    /// Returns the highest label that an observer or partner is granted in `working_group`, or
+    /// `None` if it is granted nothing there. Not called for full members.
     fn tlp_ceiling(&self, member: &Member, working_group: &str) -> Option<Tlp>;
 }
 
-/// Whether `reader` may read the bulletin with this header, by this roster.
+/// Returns whether `reader` may read the bulletin with this header under this roster.
 #[must_use]
 pub fn may_read(header: &proto::Header, reader: &Member, directory: &impl Directory) -> bool {
     Rule::of(header).is_some_and(|rule| rule.admits(reader, directory))
 }
 
-/// Everyone who may read it: its owner and the members that [`may_read`].
+/// Returns the whole audience: the owner and every member that [`may_read`].
 #[must_use]
 pub fn audience(header: &proto::Header, directory: &impl Directory) -> BTreeSet<Member> {
     let Some(rule) = Rule::of(header) else { return BTreeSet::new() };
@@ -48,13 +50,14 @@ pub fn audience(header: &proto::Header, directory: &impl Directory) -> BTreeSet<
     audience
 }
 
-/// Whether a member in the audience may show it to its agencies, and not only to its focal points.
+/// Returns whether a member in the audience may disclose the bulletin to its agencies, in addition
+/// to its focal points.
 #[must_use]
 pub fn agencies_may_read(header: &proto::Header) -> bool {
     Rule::of(header).is_some_and(|rule| matches!(rule.tlp, Tlp::Clear | Tlp::Green | Tlp::Amber))
 }
 
-/// The parts of a header that decide, all of them understood.
+/// The header fields that decide the audience, all of them understood.
 struct Rule<'a> {
     owner: &'a str,
     group: &'a str,
@@ -63,7 +66,7 @@ struct Rule<'a> {
 }
 
 impl<'a> Rule<'a> {
-    /// `None`: an empty audience.
+    /// Returns `None` for an empty audience.
     fn of(header: &'a proto::Header) -> Option<Self> {
         let handling = header.handling.as_ref()?;
         let tlp = Tlp::read(&handling.tlp)?;
@@ -100,8 +103,9 @@ pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// `ma`, `ly`, `tn`, `ne`: full; ma and tn in security, ly in customs, ne in none. `x-au` observes security up to GREEN, `x-eu`
-    /// is a partner in security up to CLEAR, `x-un` is granted RED there, `x-none` nothing.
+    /// Test roster. `ma`, `ly`, `tn` and `ne` are full members: `ma` and `tn` in security, `ly` in
+    /// customs, `ne` in none. `x-au` observes security up to GREEN, `x-eu` is a partner in security
+    /// up to CLEAR, `x-un` is granted RED there, `x-none` nothing.
     pub(in crate::bulletin) struct Table(Vec<Member>);
 
     impl Table {

@@ -1,6 +1,7 @@
-//! Bodies: what every kind has in common.
+//! Validates the parts of a body that all kinds share.
 //!
-//! In scope: texts, areas, attachments, grading and CAP's words about the event. Out of scope: a kind's own content ([`super::kinds`]).
+//! In scope: texts, areas, attachments, grading and CAP's fields about the event. Out of scope: the
+//! content of each kind ([`super::kinds`]).
 
 use std::collections::BTreeSet;
 
@@ -16,8 +17,8 @@ use super::vocabulary::{Category, Certainty, GradingScheme};
 use crate::limits::{ATTACHMENT_BYTES_MAX, HEADLINE_CHARS_MAX, LINE_CHARS_MAX, LIST_MAX, NAME_BYTES_MAX, TEXTS_MAX};
 use crate::proto;
 
-/// Checks the common parts of a body. `informs` is whether the kind says something of its own, as an alert does and an answer does
-/// not: then a text and a certainty are needed.
+/// Checks the common parts of a body. `informs` is whether the kind carries information of its own,
+/// as an alert does and an acknowledgement does not; a text and a certainty are then required.
 pub(super) fn check(body: &proto::Body, informs: bool, context: &Context<'_>, report: &mut Report) {
     categories(&body.categories, report);
     if informs || !body.certainty.is_empty() {
@@ -36,7 +37,7 @@ pub(super) fn check(body: &proto::Body, informs: bool, context: &Context<'_>, re
     }
 }
 
-/// Checks a text field of one line. Absent is fine unless it is `needed`.
+/// Checks a text field of one line. It may be absent unless it is `needed`.
 pub(super) fn line(field: impl std::fmt::Display, text: &str, needed: bool, chars_max: usize, report: &mut Report) {
     if !has_visible_text(text) {
         if needed || !text.is_empty() {
@@ -49,7 +50,7 @@ pub(super) fn line(field: impl std::fmt::Display, text: &str, needed: bool, char
     }
 }
 
-/// Checks a text field of several lines. Absent is fine; one that is there shows something.
+/// Checks a text field of several lines. It may be absent; if present, it must have visible text.
 pub(super) fn paragraph(field: impl std::fmt::Display, text: &str, report: &mut Report) {
     if text.is_empty() {
         return;
@@ -69,8 +70,8 @@ fn direction(field: impl std::fmt::Display, text: &str, report: &mut Report) {
     }
 }
 
-/// Whether `text` is a valid language tag as far as that follows from the tag itself (RFC 5646 §2.2.9): well formed, no variant and no
-/// extension twice.
+/// Returns whether `text` is a valid language tag as far as the tag alone can show (RFC 5646
+/// §2.2.9): well formed, with no duplicate variant and no duplicate extension.
 fn is_language_tag(text: &str) -> bool {
     let Ok(tag) = LanguageTag::parse(text) else { return false };
     let (mut variants, mut singletons) = (BTreeSet::new(), BTreeSet::new());
@@ -150,7 +151,7 @@ fn area(n: usize, area: &proto::Area, report: &mut Report) {
 }
 
 fn attachment(n: usize, attachment: &proto::Attachment, report: &mut Report) {
-    // RFC 6838 §4.2.
+    // Restricted names of RFC 6838 §4.2.
     let token = |text: &str| {
         text.len() <= 127
             && text.starts_with(|first: char| first.is_ascii_alphanumeric())

@@ -1,45 +1,49 @@
-//! Country codes: ISO 3166-1 by the table of the crate `celes`, and what ICAO Doc 9303-3 §5 adds to it.
+//! Country codes: ISO 3166-1 from the crate `celes`, and the additions of ICAO Doc 9303-3 §5.
 //!
-//! In scope: whether a code exists. Out of scope: names, and members of the exchange ([`crate::ids::Member`]).
+//! In scope: whether a code exists. Out of scope: country names, and members of the exchange
+//! ([`crate::ids::Member`]).
 
-/// The crate has a code for Kosovo that ISO leaves to its users; Doc 9303 calls it `RKS`.
+/// Codes for Kosovo in the crate. ISO 3166-1 leaves them to user assignment; Doc 9303 uses `RKS`.
 const NOT_ISO: [&str; 2] = ["XK", "XKX"];
 
-/// Whether `code` is an ISO 3166-1 alpha-2 code in upper case that is officially assigned.
+/// Returns whether `code` is an officially assigned ISO 3166-1 alpha-2 code in upper case.
 #[must_use]
 pub fn is_alpha2(code: &str) -> bool {
     is_upper(code, 2) && !NOT_ISO.contains(&code) && celes::Country::from_alpha2(code).is_ok()
 }
 
-/// Whether `code` is an ISO 3166-1 alpha-3 code in upper case that is officially assigned.
+/// Returns whether `code` is an officially assigned ISO 3166-1 alpha-3 code in upper case.
 #[must_use]
 pub fn is_alpha3(code: &str) -> bool {
     is_upper(code, 3) && !NOT_ISO.contains(&code) && celes::Country::from_alpha3(code).is_ok()
 }
 
-/// Nationalities of Doc 9303-3 §5 that ISO 3166-1 does not have: British status (part A), Kosovo, and residents of Kosovo with a document
-/// of the United Nations (part C).
+/// Nationalities of Doc 9303-3 §5 that ISO 3166-1 does not have: British status (part A), Kosovo,
+/// and residents of Kosovo with a document of the United Nations (part C).
 const NATIONALITIES: [&str; 7] = ["GBD", "GBN", "GBO", "GBP", "GBS", "RKS", "UNK"];
 
-/// Persons without a defined nationality, Doc 9303-3 §5: stateless, refugee (1951), other refugee, unspecified.
+/// Persons without a defined nationality, Doc 9303-3 §5: stateless, refugee (1951), other refugee,
+/// unspecified.
 const WITHOUT_NATIONALITY: [&str; 4] = ["XXA", "XXB", "XXC", "XXX"];
 
-/// What else Doc 9303-3 §5 has: Germany's one letter, the European Union, the United Nations and their agencies, ICAO, and other issuing
-/// authorities: African Development Bank, African Export-Import Bank, Caribbean Community, Council of Europe, COMESA, ECOWAS,
-/// Organization of Eastern Caribbean States, Parliamentary Assembly of the Mediterranean, Order of Malta, INTERPOL, SADC. And the
-/// specimens' Utopia.
+/// The other issuers of Doc 9303-3 §5: Germany's one letter, the European Union, the United Nations
+/// and their agencies, ICAO, and other issuing authorities: African Development Bank, African
+/// Export-Import Bank, Caribbean Community, Council of Europe, COMESA, ECOWAS, Organization of
+/// Eastern Caribbean States, Parliamentary Assembly of the Mediterranean, Order of Malta, INTERPOL,
+/// SADC. Also Utopia, the code of specimens.
 const ISSUERS: [&str; 17] = [
     "D", "EUE", "UNO", "UNA", "IAO", "XBA", "XIM", "XCC", "XCE", "XCO", "XEC", "XES", "XMP", "XOM", "XPO", "XDC", "UTO",
 ];
 
-/// Whether `code` can be the issuer of a travel document, and so the nationality in its machine readable zone: any code of Doc 9303-3 §5.
+/// Returns whether `code` can be the issuer of a travel document, and so the nationality in its
+/// machine readable zone: any code of Doc 9303-3 §5.
 #[must_use]
 pub fn is_issuing_state(code: &str) -> bool {
     ISSUERS.contains(&code) || WITHOUT_NATIONALITY.contains(&code) || NATIONALITIES.contains(&code) || is_alpha3(code)
 }
 
-/// Whether `code` can stand for a person's nationality: an alpha-3 code, one that Doc 9303-3 §5 adds for persons, or the specimens'
-/// Utopia.
+/// Returns whether `code` can be a person's nationality: an alpha-3 code, a code that Doc 9303-3 §5
+/// adds for persons, or Utopia, the code of specimens.
 #[must_use]
 pub fn is_nationality(code: &str) -> bool {
     is_alpha3(code) || NATIONALITIES.contains(&code) || WITHOUT_NATIONALITY.contains(&code) || code == "UTO"
@@ -53,7 +57,8 @@ fn is_upper(code: &str, letters: usize) -> bool {
 mod tests {
     use super::*;
 
-    /// The officially assigned codes of ISO 3166-1, alpha-2 and alpha-3, as the Maintenance Agency lists them.
+    /// The officially assigned codes of ISO 3166-1, alpha-2 and alpha-3, as the Maintenance Agency
+    /// lists them.
     const ISO_3166_1: &str = "\
         AD AND AE ARE AF AFG AG ATG AI AIA AL ALB AM ARM AO AGO AQ ATA AR ARG AS ASM AT AUT AU AUS AW ABW AX ALA AZ AZE \
         BA BIH BB BRB BD BGD BE BEL BF BFA BG BGR BH BHR BI BDI BJ BEN BL BLM BM BMU BN BRN BO BOL BQ BES BR BRA BS BHS \
@@ -72,7 +77,7 @@ mod tests {
         TR TUR TT TTO TV TUV TW TWN TZ TZA UA UKR UG UGA UM UMI US USA UY URY UZ UZB VA VAT VC VCT VE VEN VG VGB VI VIR \
         VN VNM VU VUT WF WLF WS WSM YE YEM YT MYT ZA ZAF ZM ZMB ZW ZWE";
 
-    /// Every text of so many upper-case letters.
+    /// Returns every string of this many upper-case letters.
     fn codes(letters: u32) -> impl Iterator<Item = String> {
         (0..26u32.pow(letters)).map(move |number| {
             let letter =

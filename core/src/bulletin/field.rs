@@ -1,7 +1,8 @@
 //! Field errors: which field, what was found, what was expected.
 //!
-//! In scope: collecting them all, bounded. Out of scope: the rules that find them. `found` repeats what the caller wrote and may hold
-//! personal data: it goes back to the caller and never to a log.
+//! In scope: collecting all errors of a draft, up to a bound. Out of scope: the rules that find
+//! them. `found` repeats the caller's input and may hold personal data, so it goes back to the
+//! caller and never to a log.
 
 use std::fmt;
 
@@ -14,16 +15,16 @@ pub struct FieldError {
     pub field: String,
     /// The value found, cut at 80 characters; empty if the field is missing.
     pub found: String,
-    /// What was expected there, to be read after the word "expected".
+    /// What was expected, phrased to follow the word "expected".
     pub expected: String,
 }
 
-/// A draft or header that breaks rules: all of them, not only the first. Never empty.
+/// Every rule that a draft or header breaks, not only the first. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid(pub Vec<FieldError>);
 
 impl FieldError {
-    /// An error; `found` is cut.
+    /// Creates an error and cuts `found` to [`FOUND_CHARS_MAX`] characters.
     pub fn new(field: impl fmt::Display, found: impl fmt::Display, expected: impl fmt::Display) -> Self {
         let found = found.to_string().chars().take(FOUND_CHARS_MAX).collect();
         Self { field: field.to_string(), found, expected: expected.to_string() }
@@ -51,14 +52,14 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// Collects field errors, at most [`FIELD_ERRORS_MAX`]. Costs nothing while all is well.
+/// Collects field errors, at most [`FIELD_ERRORS_MAX`]. Allocates nothing while there are none.
 #[derive(Debug, Default)]
 pub struct Report {
     errors: Vec<FieldError>,
 }
 
 impl Report {
-    /// Notes that `field` holds `found` where `expected` was expected.
+    /// Adds an error: `field` holds `found` where `expected` was expected.
     pub fn add(&mut self, field: impl fmt::Display, found: impl fmt::Display, expected: impl fmt::Display) {
         #[cfg(test)]
         assert!(super::Rule::of(&expected.to_string()).is_some(), "no rule in rules.rs has the text: {expected}");
@@ -67,12 +68,13 @@ impl Report {
         }
     }
 
-    /// Notes that `field` is missing.
+    /// Adds an error: `field` is missing.
     pub fn missing(&mut self, field: impl fmt::Display, expected: impl fmt::Display) {
         self.add(field, "", expected);
     }
 
-    /// The parsed value, or `None` after noting the error, whose `Display` is what was expected.
+    /// Returns the parsed value, or adds an error and returns `None`. The parse error provides the
+    /// text of what was expected.
     pub fn parse<T>(&mut self, field: impl fmt::Display, text: &str) -> Option<T>
     where
         T: std::str::FromStr,
@@ -87,7 +89,8 @@ impl Report {
         }
     }
 
-    /// Notes a list with more than `max` items. The items to look at are the first `max`.
+    /// Adds an error if the list has more than `max` items. Returns the first `max` items, to be
+    /// validated further.
     pub fn bounded<'a, T>(&mut self, field: impl fmt::Display, list: &'a [T], max: usize) -> &'a [T] {
         if list.len() > max {
             self.add(field, format_args!("{} items", list.len()), format_args!("at most {max} items"));
@@ -95,30 +98,30 @@ impl Report {
         list.get(..max).unwrap_or(list)
     }
 
-    /// How many errors were noted.
+    /// Returns the number of errors.
     #[must_use]
     pub fn len(&self) -> usize {
         self.errors.len()
     }
 
-    /// Whether nothing was noted.
+    /// Returns whether there are no errors.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.errors.is_empty()
     }
 
-    /// Everything noted, as the refusal it is.
+    /// Returns `Ok` if there are no errors.
     ///
     /// # Errors
-    /// [`Invalid`] if anything was noted.
+    /// [`Invalid`] with all errors collected.
     pub fn into_result(self) -> Result<(), Invalid> {
         if self.errors.is_empty() { Ok(()) } else { Err(Invalid(self.errors)) }
     }
 }
 
-/// A parse error that can say what was expected.
+/// A parse error that describes what was expected.
 pub trait Expected {
-    /// To be read after the word "expected".
+    /// Returns what was expected, phrased to follow the word "expected".
     fn expected(&self) -> String;
 }
 

@@ -31,11 +31,12 @@ pub struct Circle {
     pub radius_km: f64,
 }
 
-/// UN/LOCODE (UN/ECE Recommendation 16): ISO 3166-1 alpha-2 code (or `XZ`, international waters) and three of `A`–`Z`, `2`–`9`: `TNTUN`.
+/// UN/LOCODE (UN/ECE Recommendation 16): ISO 3166-1 alpha-2 code (or `XZ`, international waters)
+/// and three of `A`–`Z`, `2`–`9`: `TNTUN`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Locode([u8; 5]);
 
-/// Text that is not the place it should be.
+/// Text that is not a valid place of the expected form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not {0}")]
 pub struct NotAPlace(&'static str);
@@ -51,7 +52,7 @@ const POLYGON: &str = "`lat,lon lat,lon …`: 4 to 1,000 points in decimal degre
 const CIRCLE: &str = "`lat,lon radius`, the radius in km from 0 to 20,038";
 const LOCODE: &str = "a UN/LOCODE such as `TNTUN`";
 
-/// The number that `text` writes in plain decimal form, without exponent, `inf` or a bare dot.
+/// Parses a number in plain decimal form: no exponent, no `inf`, no bare dot.
 pub(super) fn decimal(text: &str) -> Option<f64> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));

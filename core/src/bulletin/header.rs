@@ -1,7 +1,7 @@
-//! Headers: all that routing, audience and state need.
+//! Bulletin headers: the fields that routing, audience and state need.
 //!
-//! In scope: reading a header into a value that cannot be wrong, with every field error. Out of scope: rules that need a clock or the
-//! body (`prepare`), or the roster (`audience`).
+//! In scope: parsing a header into a type that cannot be invalid, with every field error. Out of
+//! scope: rules that need a clock or the body (`prepare`), or the roster (`audience`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ use crate::ids::{Digest, Member};
 use crate::limits::{INCIDENT_CHARS_MAX, ISSUER_BYTES_MAX, LIST_MAX, REFERENCES_MAX, RELEASABLE_MAX};
 use crate::proto;
 
-/// The issuer of bulletins that a node makes itself: its SPIFFE path.
+/// The issuer of bulletins that a node creates itself: its SPIFFE path.
 pub const NODE_ISSUER: &str = "node";
 
 /// The header format that this version writes.
@@ -30,64 +30,65 @@ pub const HEADER_FORMAT: u32 = 1;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BulletinId(Uuid);
 
-/// A header that obeys every rule that it alone can obey.
+/// A header that satisfies every rule that can be checked on the header alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What the body is about; perhaps a kind that this version does not know.
+    /// Kind of the body; possibly one that this version does not know.
     pub kind: String,
     /// Unique per member.
     pub id: BulletinId,
-    /// Who publishes.
+    /// The publishing member.
     pub member: Member,
-    /// Which focal point of it: [`issuer_of`] its SPIFFE path. Earlier versions gave the last segment of the path alone.
+    /// The publishing focal point of that member: [`issuer_of`] its SPIFFE path. Earlier versions
+    /// wrote only the last segment of the path.
     pub issuer: String,
-    /// Under which working group and topic.
+    /// Working group and topic.
     pub topic: Topic,
-    /// Whether it is to be acted on.
+    /// CAP status: whether to act on it.
     pub status: Status,
-    /// What it does to others.
+    /// Its effect on other bulletins.
     pub msg_type: MsgType,
-    /// Who may read it and what they may do with it.
+    /// Who may read it, and what they may do with it.
     pub handling: Handling,
     /// How soon to act.
     pub urgency: Urgency,
-    /// How bad it is.
+    /// Severity of the event.
     pub severity: Severity,
     /// When the publishing node accepted it.
     pub sent_at: Time,
-    /// From when it holds, if not from `sent_at`.
+    /// Valid from this time; from `sent_at` if absent.
     pub effective: Option<Time>,
-    /// Until when it holds, if not until cancelled.
+    /// Valid until this time; until cancelled if absent.
     pub expires: Option<Time>,
-    /// Last day on which it may be kept.
+    /// Last day on which it may be retained.
     pub retain_until: Option<Date>,
-    /// What an Update, Cancel or Ack is about.
+    /// The bulletins that an Update, Cancel or Ack refers to.
     pub references: Vec<Reference>,
     /// Cases it belongs to.
     pub incidents: Vec<String>,
-    /// Roster version that decides the audience.
+    /// Version of the roster that decides the audience.
     pub roster_version: u64,
 }
 
-/// One TLP label and what narrows it.
+/// One TLP label and its restrictions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handling {
     /// The label.
     pub tlp: Tlp,
-    /// Members that narrow the audience; with RED, exactly the audience.
+    /// Members to which the audience is limited. With RED they are the audience.
     pub releasable_to: Vec<Member>,
     /// Europol-style codes.
     pub codes: Vec<HandlingCode>,
-    /// What H3 means here.
+    /// Meaning of H3 in this bulletin.
     pub codes_note: String,
-    /// Why the body speaks of a person, if it does.
+    /// Purpose for which the body holds personal data, if it does.
     pub personal_data: Option<Purpose>,
 }
 
 /// Exact reference to another bulletin.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reference {
-    /// Who published it.
+    /// The member that published it.
     pub member: Member,
     /// Its id.
     pub id: BulletinId,
@@ -95,7 +96,7 @@ pub struct Reference {
     pub digest: Digest,
 }
 
-/// Text that is not a bulletin's id.
+/// Text that is not a bulletin id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a UUIDv7 in lower-case text form")]
 pub struct NotAnId;
@@ -107,19 +108,20 @@ impl Expected for NotAnId {
 }
 
 impl BulletinId {
-    /// A new id from a time in unix milliseconds and ten random bytes (RFC 9562 §5.7).
+    /// Creates an id from a time in unix milliseconds and ten random bytes (RFC 9562 §5.7).
     #[must_use]
     pub fn new(unix_ms: u64, random: &[u8; 10]) -> Self {
         Self(uuid::Builder::from_unix_timestamp_millis(unix_ms, random).into_uuid())
     }
 
-    /// As a UUID.
+    /// Returns the id as a UUID.
     #[must_use]
     pub fn uuid(self) -> Uuid {
         self.0
     }
 
-    /// The unix milliseconds in its first 48 bits: a claim of whoever made the id.
+    /// Returns the unix milliseconds in the first 48 bits. They are an unverified claim of the id's
+    /// creator.
     #[must_use]
     pub fn unix_ms(self) -> u64 {
         u64::try_from(self.0.as_u128() >> 80).unwrap_or(u64::MAX)
@@ -159,7 +161,7 @@ impl fmt::Debug for BulletinId {
 }
 
 impl Reference {
-    /// As a message.
+    /// Returns the reference as a message.
     #[must_use]
     pub fn to_proto(&self) -> proto::Reference {
         proto::Reference {
@@ -192,7 +194,7 @@ impl TryFrom<&proto::Header> for Header {
     }
 }
 
-/// Reads a header; `None` exactly when it noted an error.
+/// Parses a header. Returns `None` exactly if it added an error to the report.
 pub(super) fn read(header: &proto::Header, report: &mut Report) -> Option<Header> {
     if header.format != HEADER_FORMAT {
         report.add("header.format", header.format, HEADER_FORMAT);
@@ -241,8 +243,10 @@ fn name(field: &str, text: &str, valid: fn(&str) -> bool, expected: &str, report
     None
 }
 
-/// The issuer of what a caller with this SPIFFE path publishes; two paths have two issuers. It is the part below `focal-point/`. Any other
-/// path is given whole, after a `/`; so is `focal-point/node`, because a node signs as `node`.
+/// Returns the issuer for a caller with this SPIFFE path. Different paths give different issuers.
+///
+/// The issuer is the part below `focal-point/`. Any other path is used whole, after a `/`; so is
+/// `focal-point/node`, because a node signs as `node`.
 #[must_use]
 pub fn issuer_of(path: &str) -> String {
     match path.strip_prefix("focal-point/") {
@@ -251,7 +255,8 @@ pub fn issuer_of(path: &str) -> String {
     }
 }
 
-/// Whether `text` can name an issuer: segments of a SPIFFE path, as [`issuer_of`] gives them.
+/// Returns whether `text` can be an issuer: segments of a SPIFFE path, as [`issuer_of`] returns
+/// them.
 #[must_use]
 pub fn is_issuer(text: &str) -> bool {
     let segment = |segment: &str| {
@@ -295,7 +300,8 @@ fn handling(header: &proto::Header, report: &mut Report) -> Option<Handling> {
     match (codes.contains(&HandlingCode::H3), empty) {
         (true, true) => report.missing(field, "a sentence that explains what H3 means here"),
         (false, false) => report.add(field, note, "nothing without the code H3"),
-        // Others copy it from the bulletin that they refer to, and that one must be withdrawn whatever it holds.
+        // Cancels and Acks copy the note from the bulletin they refer to. That bulletin must stay
+        // cancellable whatever its note holds, so a copied note is not checked.
         _ if own => paragraph(field, note, report),
         _ => {}
     }
@@ -319,7 +325,7 @@ fn handling(header: &proto::Header, report: &mut Report) -> Option<Handling> {
     Some(Handling { tlp: tlp?, releasable_to, codes, codes_note: handling.codes_note.clone(), personal_data })
 }
 
-/// The instant at `field`, if it is given.
+/// Returns the instant at `field`, if present and valid. Adds an error if it is invalid.
 pub(super) fn time(field: &str, timestamp: Option<&Timestamp>, report: &mut Report) -> Option<Time> {
     let timestamp = timestamp?;
     let time = Time::from_proto(timestamp);

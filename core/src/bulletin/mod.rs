@@ -1,11 +1,12 @@
-//! Bulletins: what a member says, to whom, and what became of it.
+//! Bulletins: their content, their audience and their state.
 //!
-//! In scope: topics, vocabularies, headers, bodies, the kinds, the one way from a draft to an envelope ([`prepare()`]), who may read
-//! ([`audience`]) and the state that updates and cancellations lead to ([`state`]). Out of scope: the envelope's outer form
-//! ([`crate::envelope`]), signing (a feed signs, not a bulletin) and the roster itself.
+//! In scope: topics, vocabularies, headers, bodies, the kinds, the single path from a draft to an
+//! envelope ([`prepare()`]), who may read ([`audience`]) and the state that updates and
+//! cancellations lead to ([`state`]). Out of scope: the envelope's outer form
+//! ([`crate::envelope`]), signing (feeds are signed, not bulletins) and the roster itself.
 //!
-//! A publisher's node applies every rule here. A receiver applies only [`audience`] and [`state`]: content that a newer or careless
-//! node let pass is kept and flagged, never a reason to stop a feed.
+//! A publisher's node applies every rule here. A receiver applies only [`audience`] and [`state`]:
+//! content that another node should have rejected is stored and flagged, and never stops a feed.
 
 pub mod audience;
 pub mod body;

@@ -1,7 +1,8 @@
-//! From a draft to an envelope: the one way of publishing.
+//! Turns a draft into an envelope. This is the only path by which bulletins are published.
 //!
-//! In scope: what the node fills, every rule a publisher's node applies, and encoding once. Out of scope: who may publish (the API),
-//! and the bulletins that references point to ([`super::state::check_successor`]).
+//! In scope: the node's defaults, every rule that a publisher's node applies, and encoding exactly
+//! once. Out of scope: who may publish (the API), and the bulletins that references point to
+//! ([`super::state::check_successor`]).
 
 use bytes::Bytes;
 
@@ -17,14 +18,14 @@ use crate::ids::{Digest, Member};
 use crate::limits::{CLOCK_AHEAD_SECONDS_MAX, HEADER_BYTES_MAX};
 use crate::proto;
 
-/// What the node adds to a draft.
+/// Fields that the node adds to a draft.
 #[derive(Clone, Debug)]
 pub struct DraftDefaults {
-    /// Whose node it is.
+    /// The node's member.
     pub member: Member,
-    /// The focal point that publishes, from its certificate.
+    /// The publishing focal point, from its certificate.
     pub issuer: String,
-    /// The id, used if the draft has none.
+    /// The id to use if the draft has none.
     pub id: BulletinId,
     /// The node's time.
     pub sent_at_unix_ms: u64,
@@ -32,20 +33,20 @@ pub struct DraftDefaults {
     pub roster_version: u64,
 }
 
-/// A bulletin that obeys every rule, in its final bytes.
+/// A bulletin that satisfies every rule, in its final bytes.
 #[derive(Clone, Debug)]
 pub struct ValidBulletin {
-    /// Its header, read.
+    /// Its parsed header.
     pub header: Header,
     /// Its header as encoded.
     pub proto_header: proto::Header,
-    /// The exact bytes: the bulletin from here on.
+    /// The exact bytes, which are never encoded again.
     pub envelope: Bytes,
-    /// SHA-256 of them.
+    /// SHA-256 of the envelope.
     pub digest: Digest,
 }
 
-/// Validates a draft, fills it and encodes it once.
+/// Validates a draft, adds the defaults and encodes it once.
 ///
 /// # Errors
 /// [`Invalid`] with every field that breaks a rule.
@@ -65,7 +66,7 @@ pub fn prepare(
     Ok(ValidBulletin { header, proto_header, envelope, digest })
 }
 
-/// Validates a draft without encoding it: what [`prepare`] would say.
+/// Validates a draft as [`prepare`] does, without encoding it.
 ///
 /// # Errors
 /// [`Invalid`] with every field that breaks a rule.
@@ -90,12 +91,13 @@ pub fn validate(draft: &proto::Draft, defaults: &DraftDefaults) -> Result<(Heade
         report.add("header", format_args!("{encoded_len} bytes"), format_args!("at most {HEADER_BYTES_MAX} bytes"));
     }
     report.into_result()?;
-    // A header that could not be read has noted why.
+    // `header` is `None` only if parsing added an error to the report.
     Ok((header.ok_or_else(|| Invalid(Vec::new()))?, proto_header))
 }
 
-/// Fills and encodes a draft without any check: to compare a draft that is published again with the bytes that the first one became.
-/// The stored id, time, roster version and salt go in; equal drafts by one issuer give equal bytes.
+/// Adds the defaults and encodes a draft without any check. It serves to compare a draft that is
+/// published again with the stored bytes of the first: given the stored id, time, roster version
+/// and salt, equal drafts by one issuer give equal bytes.
 #[must_use]
 pub fn encode(draft: &proto::Draft, defaults: &DraftDefaults, salt: [u8; SALT_BYTES]) -> (Bytes, Digest) {
     let (no_header, no_body) = (proto::Header::default(), proto::Body::default());
@@ -103,7 +105,7 @@ pub fn encode(draft: &proto::Draft, defaults: &DraftDefaults, salt: [u8; SALT_BY
     seal(&header, draft.body.as_ref().unwrap_or(&no_body), salt)
 }
 
-/// Checks what only the roster can tell: whether every member in `releasable_to` is one.
+/// Checks against the roster that every member in `releasable_to` is listed.
 ///
 /// # Errors
 /// [`Invalid`] with each code that is not in the roster.
@@ -123,7 +125,7 @@ fn seal(header: &proto::Header, body: &proto::Body, salt: [u8; SALT_BYTES]) -> (
     (envelope, digest)
 }
 
-/// The header with the node's fields in it.
+/// Returns the header with the node's fields set.
 fn with_defaults(requested: &proto::Header, defaults: &DraftDefaults) -> proto::Header {
     let mut header = requested.clone();
     header.format = HEADER_FORMAT;
@@ -137,13 +139,14 @@ fn with_defaults(requested: &proto::Header, defaults: &DraftDefaults) -> proto::
     if let Some(handling) = &mut header.handling
         && Tlp::read(&handling.tlp) == Some(Tlp::Clear)
     {
-        // White is read as CLEAR and never written.
+        // WHITE is read as CLEAR and never written.
         Tlp::Clear.as_str().clone_into(&mut handling.tlp);
     }
     header
 }
 
-/// A draft may name what the node fills, and must then be right: nothing is silently replaced, except a plausible time.
+/// Checks the fields of a draft that the node would set itself. If present, they must be correct:
+/// nothing is silently replaced, except a plausible time.
 fn claims(requested: &proto::Header, defaults: &DraftDefaults, report: &mut Report) {
     if requested.format > HEADER_FORMAT {
         report.add("header.format", requested.format, format_args!("{HEADER_FORMAT} or nothing"));
@@ -188,7 +191,8 @@ fn claims(requested: &proto::Header, defaults: &DraftDefaults, report: &mut Repo
     }
 }
 
-/// Rules between header fields that only a publisher's node applies: kind, topic, message type, references.
+/// Checks rules between header fields that only a publisher's node applies: kind, topic, message
+/// type, references.
 fn relations(context: &Context<'_>, report: &mut Report) {
     let header = context.header;
     let msg_type = MsgType::read(&header.msg_type);
@@ -268,7 +272,7 @@ pub(super) mod tests {
         kinds::find(kind).unwrap().sample().unwrap()
     }
 
-    /// The paths at fault, in order.
+    /// Returns the paths of the invalid fields, in order.
     pub(in crate::bulletin) fn faults(draft: &proto::Draft) -> Vec<String> {
         match validate(draft, &defaults()) {
             Ok(_) => Vec::new(),
@@ -419,7 +423,8 @@ pub(super) mod tests {
         };
         assert!(personal("BorderMonitoring", "2025-11-23").is_empty());
         assert_eq!(personal("BorderMonitoring", "2025-11-22"), ["header.retain_until"]);
-        // The node's time is 2025-11-23T19:44Z; eight hours before, it was still the 22nd at UTC-12.
+        // The node's time is 2025-11-23T19:44Z; eight hours earlier it was still the 22nd at
+        // UTC-12.
         let morning = DraftDefaults { sent_at_unix_ms: NOW_MS - 8 * 3_600_000, ..defaults() };
         let mut draft = sample("travel-document-alert");
         for (day, fits) in [("2025-11-21", false), ("2025-11-22", true), ("2025-11-23", true)] {

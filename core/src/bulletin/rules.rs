@@ -1,27 +1,30 @@
-//! The rules by name: a stable code for each text that says what was expected of a field.
+//! Stable codes for validation rules.
 //!
-//! In scope: the table of rules, and which of them a text is. With a code and its values a program or a catalogue says the rule in other words
-//! (`src/cli/messages`). Out of scope: the rules themselves, each beside the field that it is about. A rule whose text is not in the table
-//! fails the test that breaks it.
+//! In scope: the table of rules, and finding the rule of an error text. With the code and its
+//! values a program or a message catalogue can phrase the rule in other words (`src/cli/messages`).
+//! Out of scope: the rules themselves, each beside the field it checks. A rule whose text is not in
+//! the table fails the test that breaks it.
 
 /// A rule that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Its name, for ever.
+    /// Its name, which never changes.
     pub code: &'static str,
-    /// What stands in its text where the table has `{}`, in order.
+    /// The values in its text in place of `{}`, in order.
     pub values: Vec<String>,
 }
 
 impl Rule {
-    /// The rule that this text of [`FieldError::expected`](super::FieldError) is, if the table has it.
+    /// Returns the rule for this text of [`FieldError::expected`](super::FieldError), if the table
+    /// has it.
     #[must_use]
     pub fn of(expected: &str) -> Option<Self> {
         RULES.iter().find_map(|(code, text)| Some(Self { code, values: values(text, expected)? }))
     }
 }
 
-/// What stands in `found` where `text` has `{}`, in order; `None` if the rest differs.
+/// Returns the parts of `found` in place of each `{}` in `text`, in order; `None` if the rest
+/// differs.
 #[must_use]
 pub fn values(text: &str, found: &str) -> Option<Vec<String>> {
     let mut parts = text.split("{}").peekable();
@@ -38,7 +41,7 @@ pub fn values(text: &str, found: &str) -> Option<Vec<String>> {
     rest.is_empty().then_some(values)
 }
 
-/// Code and text of every rule; the text that says more stands before the one that says less.
+/// Code and text of every rule. A more specific text comes before a more general one.
 pub const RULES: &[(&str, &str)] = &[
     (
         "topic",

@@ -1,11 +1,14 @@
-//! What became of a bulletin: active, superseded, cancelled, expired.
+//! Computes the state of a bulletin: active, superseded, cancelled, expired.
 //!
-//! In scope: which updates, cancellations and acknowledgements count, and what they add up to. Out of scope: finding them (the store).
+//! In scope: which updates, cancellations and acknowledgements count, and the state they lead to.
+//! Out of scope: finding them (the store).
 //!
-//! Every node that may read the original comes to the same state, in whatever order entries arrive. Two things make it so. A successor
-//! counts only if it copies the original's topic, handling and roster version: then whoever may read the one may read the other, and
-//! nobody sees a state that rests on what others cannot see. And [`SuccessionState`] is a join: merging is commutative, associative and
-//! idempotent. An update or cancellation that does not count stays a bulletin like any other and changes nothing.
+//! Every node that may read the original computes the same state, in whatever order entries arrive,
+//! for two reasons. First, a successor counts only if it copies the original's topic, handling and
+//! roster version. Original and successor then have the same audience, and no state depends on
+//! entries that some of the readers cannot see. Second, [`SuccessionState`] is a join: merging is
+//! commutative, associative and idempotent. An update or cancellation that does not count remains
+//! an ordinary bulletin and changes nothing.
 
 use super::audience::{Directory, audience};
 use super::field::{Invalid, Report};
@@ -17,7 +20,7 @@ use crate::ids::{Digest, Member};
 use crate::proto;
 use crate::proto::body::Content;
 
-/// Place in the publishing member's feed: epoch, then index.
+/// Position in the publishing member's feed: epoch, then index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     /// Epoch of the feed.
@@ -29,24 +32,25 @@ pub struct Position {
 /// An Update or Cancel that counts for one bulletin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Successor {
-    /// Where it stands.
+    /// Its position in the feed.
     pub position: Position,
-    /// Which bulletin it is.
+    /// Reference to the successor itself.
     pub reference: Reference,
-    /// What it does.
+    /// Its effect.
     pub effect: Effect,
 }
 
-/// What a successor does.
+/// Effect of a successor on the original.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Says it anew.
+    /// Replaces it.
     Supersedes,
-    /// Ends it, with the reason if its body could be read.
+    /// Cancels it; with the reason if the cancellation's body could be read.
     Cancels(Option<CancelReason>),
 }
 
-/// All that counts for one bulletin so far. A join: fold in whatever order.
+/// Every successor that counts for one bulletin so far. A join: the order of merging does not
+/// matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SuccessionState {
     updated: Option<Successor>,
@@ -56,26 +60,26 @@ pub struct SuccessionState {
 /// State of a bulletin at an instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It holds.
+    /// In force.
     Active,
-    /// A newer one holds in its place; what became of that one is for it to say.
+    /// Replaced by a newer bulletin, which has a state of its own.
     Superseded {
         /// The last update.
         by: Reference,
     },
-    /// It no longer holds. Final: an update after it revives nothing.
+    /// No longer in force. Final: a later update does not make it active again.
     Cancelled {
         /// The first cancellation.
         by: Reference,
-        /// Why, if its body could be read.
+        /// The reason, if the cancellation's body could be read.
         reason: Option<CancelReason>,
     },
-    /// Its time has passed.
+    /// Its time of expiry has passed.
     Expired,
 }
 
 impl State {
-    /// The word on the wire (`State.state`).
+    /// Returns the value on the wire (`State.state`).
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -86,7 +90,7 @@ impl State {
         }
     }
 
-    /// What changed it, if something did.
+    /// Returns the bulletin that superseded or cancelled it, if any.
     #[must_use]
     pub fn by(&self) -> Option<&Reference> {
         match self {
@@ -95,7 +99,7 @@ impl State {
         }
     }
 
-    /// Why it was cancelled, if it was and the cancellation's body could be read.
+    /// Returns the reason of a cancellation, if its body could be read.
     #[must_use]
     pub fn reason(&self) -> Option<CancelReason> {
         match self {
@@ -106,7 +110,8 @@ impl State {
 }
 
 impl Successor {
-    /// The entry at `position` of its member's feed, if it counts for the original. A cancellation's reason is read from the envelope.
+    /// Returns the entry at `position` of its member's feed as a successor, if it counts for the
+    /// original. The reason of a cancellation is read from the envelope.
     #[must_use]
     pub fn of(original: &proto::Header, original_digest: &Digest, envelope: &[u8], position: Position) -> Option<Self> {
         let header = envelope::header_of(envelope).ok()?;
@@ -114,7 +119,7 @@ impl Successor {
         Some(successor.with_reason(envelope))
     }
 
-    /// With a cancellation's reason, read from its envelope.
+    /// Adds the reason of a cancellation, read from its envelope.
     #[must_use]
     pub fn with_reason(mut self, envelope: &[u8]) -> Self {
         if let Effect::Cancels(reason) = &mut self.effect {
@@ -126,7 +131,7 @@ impl Successor {
         self
     }
 
-    /// As [`Self::of`] from a header alone, without a cancellation's reason.
+    /// Like [`Self::of`], from a header alone and without the reason of a cancellation.
     #[must_use]
     pub fn from_header(
         original: &proto::Header,
@@ -140,7 +145,7 @@ impl Successor {
             MsgType::Cancel => Effect::Cancels(None),
             MsgType::Alert | MsgType::Ack | MsgType::Error => return None,
         };
-        // A cancellation is an end: neither it nor anything else is changed by what refers to it.
+        // A cancellation is final: it cannot be updated or cancelled itself.
         let counts = MsgType::read(&original.msg_type) != Some(MsgType::Cancel)
             && header.member == original.member
             && header.status == original.status
@@ -153,7 +158,7 @@ impl Successor {
     }
 }
 
-/// Whether `ack` is an acknowledgement of exactly this original, of the same status.
+/// Returns whether `ack` acknowledges exactly this original, with the same status.
 #[must_use]
 pub fn acknowledges(ack: &proto::Header, original: &proto::Header, original_digest: &Digest) -> bool {
     MsgType::read(&ack.msg_type) == Some(MsgType::Ack)
@@ -169,7 +174,7 @@ fn refers_to(header: &proto::Header, original: &proto::Header, digest: &Digest) 
 }
 
 impl SuccessionState {
-    /// Takes in one successor.
+    /// Adds one successor.
     pub fn add(&mut self, successor: Successor) {
         if self.would_change(&successor) {
             match successor.effect {
@@ -179,7 +184,8 @@ impl SuccessionState {
         }
     }
 
-    /// Whether taking in this successor changes anything. One whose reason has not been read counts as one without a reason.
+    /// Returns whether adding this successor changes the state. A cancellation whose reason has not
+    /// been read counts as one without a reason.
     #[must_use]
     pub fn would_change(&self, new: &Successor) -> bool {
         match new.effect {
@@ -188,15 +194,15 @@ impl SuccessionState {
         }
     }
 
-    /// Takes in all that another has taken in.
+    /// Adds every successor of another state.
     pub fn merge(&mut self, other: Self) {
         for successor in other.updated.into_iter().chain(other.cancelled) {
             self.add(successor);
         }
     }
 
-    /// The state at `now` of a bulletin whose header says that it `expires` then. A cancellation counts more than an update, and both
-    /// more than time.
+    /// Returns the state at `now` of a bulletin that expires at `expires`. A cancellation takes
+    /// precedence over an update, and both over expiry.
     #[must_use]
     pub fn state(&self, expires: Option<Time>, now: Time) -> State {
         if let Some(Successor { reference, effect: Effect::Cancels(reason), .. }) = &self.cancelled {
@@ -212,15 +218,17 @@ impl SuccessionState {
 }
 
 impl Successor {
-    /// Feed order. Two entries at one position are equivocation; the digest keeps even those in one order everywhere, and a reason that
-    /// was read counts before one that was not.
+    /// Returns the sort key: feed order. Two entries at one position are equivocation; ordering
+    /// them by digest gives every node the same result. A cancellation with its reason read ranks
+    /// before one without.
     fn rank(&self) -> (Position, Digest, bool) {
         (self.position, self.reference.digest, self.effect == Effect::Cancels(None))
     }
 }
 
-/// What a publisher's node checks of an Update, Cancel or Ack once the original is at hand: same status, same topic and roster version,
-/// same handling — of an Ack narrowed to some of the original's audience.
+/// Checks an Update, Cancel or Ack against its original, on the publisher's node: same status,
+/// topic and roster version, and same handling, except that an Ack's audience may be narrowed to a
+/// part of the original's.
 ///
 /// # Errors
 /// [`Invalid`] with every field that differs.
@@ -270,8 +278,8 @@ pub fn check_successor(
     report.into_result()
 }
 
-/// Writes into an Update's, Cancel's or Ack's header what it has to copy from the original, and the reference. An Ack goes to the
-/// original's publisher only.
+/// Sets the fields of an Update's, Cancel's or Ack's header that it must copy from the original,
+/// and the reference. An Ack is addressed to the original's publisher only.
 pub fn inherit(header: &mut proto::Header, original: &proto::Header, original_digest: &Digest) {
     header.topic.clone_from(&original.topic);
     header.status.clone_from(&original.status);
@@ -288,7 +296,7 @@ pub fn inherit(header: &mut proto::Header, original: &proto::Header, original_di
     }
 }
 
-/// The id and publisher that a successor's references name: where to look for originals.
+/// Returns publisher and id of each bulletin that a successor's references name.
 #[must_use]
 pub fn referred(header: &proto::Header) -> Vec<(Member, BulletinId)> {
     let read = |reference: &proto::Reference| Some((reference.member.parse().ok()?, reference.id.parse().ok()?));
@@ -311,7 +319,7 @@ mod tests {
         prepare(&sample("situation-report"), &defaults(), [1; 16]).unwrap()
     }
 
-    /// A successor of the original as its publisher would make it, then changed.
+    /// Returns a successor of the original as its publisher would create it, with changes applied.
     fn entry(kind: &str, n: u8, change: impl FnOnce(&mut proto::Header)) -> ValidBulletin {
         let mut draft = sample(kind);
         let header = draft.header.as_mut().unwrap();
@@ -432,7 +440,8 @@ mod tests {
     }
 
     prop_compose! {
-        /// Up to a few distinct entries per position, as an equivocating publisher could make.
+        /// Generates up to a few distinct entries per position, as an equivocating publisher could
+        /// create.
         fn successor()(index in 0u64..6, byte in 0u8..3, epoch in 1u32..3, kind in 0u8..4) -> Successor {
             let effect = match kind {
                 0 | 1 => Effect::Supersedes,

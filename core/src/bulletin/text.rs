@@ -1,14 +1,17 @@
-//! What a text may hold: by Unicode's properties, not by its bytes.
+//! Checks of texts by Unicode properties.
 //!
-//! In scope: whether a text shows something, is one line, holds no control characters, and leaves the direction of what stands around it
-//! alone. Out of scope: which field needs which of these (`body`, `header`, the kinds).
+//! In scope: whether a text is visible, is one line, holds no control characters, and leaves the
+//! direction of the surrounding text unchanged. Out of scope: which field needs which check
+//! (`body`, `header`, the kinds).
 
 use std::ops::RangeInclusive;
 
-/// Characters that show nothing, beside `White_Space`, control characters and noncharacters. By code point:
-/// `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of Unicode 17), General_Category Format (`Cf`), characters whose glyph is
-/// blank (the braille pattern without dots, the blanks of Egyptian hieroglyphs, the Khitan filler, the null notehead), all of the block
-/// of Egyptian Hieroglyph Format Controls, and the object replacement character, which stands for what a text cannot hold.
+/// Invisible characters besides `White_Space`, control characters and noncharacters. By code point:
+/// `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of Unicode 17), General_Category
+/// Format (`Cf`), characters whose glyph is blank (the braille pattern without dots, the blanks of
+/// Egyptian hieroglyphs, the Khitan filler, the null notehead), the whole block of Egyptian
+/// Hieroglyph Format Controls, and the object replacement character, which replaces an object that
+/// text cannot hold.
 const BLANK: &[RangeInclusive<char>] = &[
     '\u{AD}'..='\u{AD}',
     '\u{34F}'..='\u{34F}',
@@ -40,7 +43,7 @@ const BLANK: &[RangeInclusive<char>] = &[
     '\u{E0000}'..='\u{E0FFF}',
 ];
 
-/// Whether a reader sees anything of this text.
+/// Returns whether the text has at least one visible character.
 #[must_use]
 pub fn has_visible_text(text: &str) -> bool {
     text.chars().any(is_visible)
@@ -55,27 +58,29 @@ fn is_visible(c: char) -> bool {
     !(c.is_whitespace() || c.is_control() || noncharacter || blank)
 }
 
-/// Whether this text is one line without control characters: the mandatory breaks of Unicode Standard Annex #14 are control characters,
-/// U+2028 and U+2029.
+/// Returns whether the text is one line without control characters. The mandatory breaks of Unicode
+/// Standard Annex #14 are control characters, U+2028 and U+2029.
 #[must_use]
 pub fn is_one_line(text: &str) -> bool {
     let graphic = |byte: &u8| matches!(byte, b' '..=b'~');
-    // Most texts are such bytes alone, and these are looked at many at a time.
+    // Fast path: most texts are printable ASCII, and this byte loop is vectorized.
     text.as_bytes().iter().all(graphic) || !text.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
 }
 
-/// Whether this text holds no control characters but those that make lines and columns.
+/// Returns whether the text holds no control characters other than line feed and tab.
 #[must_use]
 pub fn is_plain(text: &str) -> bool {
     let plain = |byte: &u8| matches!(byte, b' '..=b'~' | b'\n' | b'\t');
     text.as_bytes().iter().all(plain) || !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t'))
 }
 
-/// Whether each paragraph ends what it begins of embeddings and isolates, and overrides nothing (Unicode Standard Annex #9): what stands
-/// around the text keeps its direction, and every character stands where it is read. Marks (U+200E, U+200F, U+061C) are fine.
+/// Returns whether each paragraph closes every embedding and isolate that it opens, and has no
+/// overrides (Unicode Standard Annex #9). The surrounding text then keeps its direction, and every
+/// character appears in its reading position. Marks (U+200E, U+200F, U+061C) are allowed.
 #[must_use]
 pub fn has_balanced_direction(text: &str) -> bool {
-    // UTF-8 begins each of these characters with this byte, and most texts have none.
+    // Fast path: UTF-8 encodes each of these characters with this first byte, and most texts have
+    // none.
     text.is_ascii()
         || !text.as_bytes().contains(&0xE2)
         || text
@@ -264,7 +269,8 @@ mod tests {
         }
     }
 
-    /// Fields of several lines. Every other text of a draft is one line, or has a stricter form. None of them is there and shows nothing.
+    /// Fields of several lines. Every other text of a draft is one line or has a stricter form. If
+    /// present, each must have visible text.
     const PARAGRAPHS: [&str; 6] = [
         "barid.v1.Handling.codes_note",
         "barid.v1.Text.description",
@@ -274,7 +280,7 @@ mod tests {
         "barid.v1.PersonNotice.distinguishing_marks",
     ];
 
-    /// Every text that a draft can hold, by the fields that lead to it.
+    /// Collects every text field of a draft, each with the fields that lead to it.
     fn texts(message: &MessageDescriptor, before: &[FieldDescriptor], found: &mut Vec<Vec<FieldDescriptor>>) {
         for field in message.fields() {
             let path = [before, std::slice::from_ref(&field)].concat();
@@ -286,7 +292,8 @@ mod tests {
         }
     }
 
-    /// Sets the text at `path`, the first one of every list on the way, and gives its path as a refusal names it.
+    /// Sets the text at `path`, in the first item of every list on the way, and returns its path as
+    /// a field error gives it.
     fn set(message: &mut DynamicMessage, path: &[FieldDescriptor], text: &str) -> String {
         let (field, rest) = path.split_first().unwrap();
         let value = message.get_field_mut(field);

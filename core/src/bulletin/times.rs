@@ -1,6 +1,7 @@
-//! Instants and days, by arithmetic alone: no clock, no time zone.
+//! Instants and days by arithmetic alone: no clock, no time zone.
 //!
-//! In scope: what a header's times and dates mean and how they compare. Out of scope: now, which always comes as an argument.
+//! In scope: the meaning and order of a header's times and dates. Out of scope: the current time,
+//! which is always an argument.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +10,7 @@ use pbjson_types::Timestamp;
 
 use super::field::Expected;
 
-/// An instant of the years 1 to 9999 in UTC, as RFC 3339 can write it.
+/// An instant of the years 1 to 9999 in UTC, the range of RFC 3339.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Time {
     seconds: i64,
@@ -42,14 +43,15 @@ const SECONDS_MIN: i64 = -62_135_596_800;
 const SECONDS_MAX: i64 = 253_402_300_799;
 
 impl Time {
-    /// The instant that a protobuf timestamp means; `None` outside of the years 1 to 9999 or with nanoseconds out of range.
+    /// Returns the instant of a protobuf timestamp, or `None` outside the years 1 to 9999 or with
+    /// nanoseconds out of range.
     #[must_use]
     pub fn from_proto(timestamp: &Timestamp) -> Option<Self> {
         let nanos = u32::try_from(timestamp.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
         (SECONDS_MIN..=SECONDS_MAX).contains(&timestamp.seconds).then_some(Self { seconds: timestamp.seconds, nanos })
     }
 
-    /// The instant of the years 1 to 9999 that is nearest to what a timestamp says: what is beyond them is as early, or as late, as can be.
+    /// Returns the instant of a timestamp, clamped to the years 1 to 9999.
     #[must_use]
     pub fn nearest(timestamp: &Timestamp) -> Self {
         let nanos = u32::try_from(timestamp.nanos.clamp(0, 999_999_999)).unwrap_or(0);
@@ -60,44 +62,45 @@ impl Time {
         }
     }
 
-    /// The instant `unix_ms` milliseconds after 1970-01-01T00:00:00Z; the year 9999 ends it.
+    /// Returns the instant `unix_ms` milliseconds after 1970-01-01T00:00:00Z, capped at the end of
+    /// the year 9999.
     #[must_use]
     pub fn from_unix_ms(unix_ms: u64) -> Self {
         let seconds = i64::try_from(unix_ms / 1_000).unwrap_or(SECONDS_MAX).min(SECONDS_MAX);
         Self { seconds, nanos: u32::try_from(unix_ms % 1_000).unwrap_or(0) * 1_000_000 }
     }
 
-    /// As a protobuf timestamp.
+    /// Returns the instant as a protobuf timestamp.
     #[must_use]
     pub fn to_proto(self) -> Timestamp {
         Timestamp { seconds: self.seconds, nanos: i32::try_from(self.nanos).unwrap_or(0) }
     }
 
-    /// Milliseconds since 1970, 0 for what is earlier.
+    /// Returns milliseconds since 1970; 0 for earlier instants.
     #[must_use]
     pub fn unix_ms(self) -> u64 {
         u64::try_from(self.seconds).map_or(0, |seconds| seconds * 1_000 + u64::from(self.nanos / 1_000_000))
     }
 
-    /// `seconds` later.
+    /// Returns the instant `seconds` later.
     #[must_use]
     pub fn plus_seconds(self, seconds: i64) -> Self {
         Self { seconds: self.seconds.saturating_add(seconds).clamp(SECONDS_MIN, SECONDS_MAX), ..self }
     }
 
-    /// The latest day that it is anywhere on earth at this instant: that of UTC+14.
+    /// Returns the latest day anywhere on earth at this instant: the day in UTC+14.
     #[must_use]
     pub fn latest_date(self) -> Date {
         self.plus_seconds(14 * 3_600).date()
     }
 
-    /// The earliest day that it is anywhere on earth at this instant: that of UTC-12.
+    /// Returns the earliest day anywhere on earth at this instant: the day in UTC-12.
     #[must_use]
     pub fn earliest_date(self) -> Date {
         self.plus_seconds(-12 * 3_600).date()
     }
 
-    /// The day in UTC.
+    /// Returns the day in UTC.
     #[must_use]
     pub fn date(self) -> Date {
         Date::from_days(self.seconds.div_euclid(DAY_SECONDS))
@@ -105,7 +108,7 @@ impl Time {
 }
 
 impl Date {
-    /// The day, if there is one.
+    /// Returns the day, or `None` if it does not exist.
     #[must_use]
     pub fn new(year: u16, month: u8, day: u8) -> Option<Self> {
         let valid =
@@ -113,25 +116,27 @@ impl Date {
         valid.then_some(Self { year, month, day })
     }
 
-    /// Year, month from 1, day from 1.
+    /// Returns year, month from 1, and day from 1.
     #[must_use]
     pub fn parts(self) -> (u16, u8, u8) {
         (self.year, self.month, self.day)
     }
 
-    /// The first instant after this day in UTC: when what is kept until this day goes.
+    /// Returns the first instant after this day in UTC, when content retained until this day is
+    /// deleted.
     #[must_use]
     pub fn end(self) -> Time {
         Time { seconds: (self.days() + 1) * DAY_SECONDS, nanos: 0 }
     }
 
-    /// Seconds since 1970 at which this day begins in UTC.
+    /// Returns the Unix second at which this day begins in UTC.
     #[must_use]
     pub fn start_seconds(self) -> i64 {
         self.days() * DAY_SECONDS
     }
 
-    /// Days since 1970-01-01. Counts years from March, so that the leap day is a year's last.
+    /// Returns days since 1970-01-01. Years are counted from March, so that the leap day is the
+    /// last of a year.
     fn days(self) -> i64 {
         let shifted = (i64::from(self.month) + 9) % 12;
         let year = i64::from(self.year) - i64::from(self.month <= 2);
@@ -157,7 +162,7 @@ impl Date {
     }
 }
 
-/// Days of a month, from 1.
+/// Returns the number of days of a month; months count from 1.
 pub(super) fn month_days(year: u16, month: u8) -> u8 {
     match month {
         4 | 6 | 9 | 11 => 30,
@@ -167,7 +172,7 @@ pub(super) fn month_days(year: u16, month: u8) -> u8 {
     }
 }
 
-/// The number that `text` writes with exactly `digits` ASCII digits.
+/// Parses a number of exactly `digits` ASCII digits.
 pub(super) fn digits(text: &str, digits: usize) -> Option<u16> {
     (text.len() == digits && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok()).flatten()
 }

@@ -1,6 +1,7 @@
-//! Topics and the filters that choose among them.
+//! Topics, and filters that match them.
 //!
-//! In scope: syntax and matching (NATS wildcards). Out of scope: which working groups exist (the roster) and what a member follows.
+//! In scope: syntax and matching (NATS wildcards). Out of scope: which working groups exist (the
+//! roster), and which topics a member follows.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,12 +10,13 @@ use std::sync::Arc;
 use super::field::Expected;
 use crate::limits::{TOPIC_BYTES_MAX, TOPIC_LABELS_MAX};
 
-/// A dotted path under a working group: `customs.seizures`. Two to eight labels of lower-case letters, digits and inner hyphens, 128
-/// bytes at most. Cheap to clone.
+/// A dotted path under a working group: `customs.seizures`. Two to eight labels of lower-case
+/// letters, digits and inner hyphens, 128 bytes at most. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Topic(Arc<str>);
 
-/// Topics by pattern: a label matches itself, `*` exactly one label, a last `>` one label or more: `customs.>`, `*.documents`, `>`.
+/// A pattern of topics. A label matches itself, `*` exactly one label, a final `>` one or more
+/// labels: `customs.>`, `*.documents`, `>`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicFilter(Arc<str>);
 
@@ -44,13 +46,13 @@ impl Expected for TopicError {
 }
 
 impl Topic {
-    /// The topic as text.
+    /// Returns the topic as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The first label.
+    /// Returns the first label.
     #[must_use]
     pub fn working_group(&self) -> &str {
         self.0.split('.').next().unwrap_or_default()
@@ -58,25 +60,25 @@ impl Topic {
 }
 
 impl TopicFilter {
-    /// The filter as text.
+    /// Returns the filter as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The filter that every topic matches: `>`.
+    /// Returns the filter that every topic matches: `>`.
     #[must_use]
     pub fn all() -> Self {
         Self(">".into())
     }
 
-    /// Whether `topic` matches.
+    /// Returns whether `topic` matches.
     #[must_use]
     pub fn matches(&self, topic: &Topic) -> bool {
         self.matches_text(&topic.0)
     }
 
-    /// Whether a header's topic matches, as it was written; what is no topic matches nothing.
+    /// Returns whether a header's topic, still unparsed, matches. Invalid topics match nothing.
     #[must_use]
     pub fn matches_header(&self, topic: &str) -> bool {
         is_topic(topic) && self.matches_text(topic)
@@ -97,7 +99,7 @@ impl TopicFilter {
     }
 }
 
-/// The working group of a header's topic; `None` if the text is no topic.
+/// Returns the working group of a header's topic, or `None` if the text is not a topic.
 #[must_use]
 pub fn working_group(topic: &str) -> Option<&str> {
     if is_topic(topic) { topic.split('.').next() } else { None }
@@ -109,7 +111,7 @@ fn is_topic(text: &str) -> bool {
         && text.split('.').all(is_label)
 }
 
-/// Whether `text` is one label: lower-case letters, digits and inner hyphens.
+/// Returns whether `text` is one label: lower-case letters, digits and inner hyphens.
 pub(super) fn is_label(text: &str) -> bool {
     !text.is_empty()
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -216,7 +218,7 @@ mod tests {
         assert!(!TopicFilter::all().matches_header("not a topic"));
     }
 
-    /// Recursion over label lists, as the NATS documentation words it.
+    /// Recursive matching over label lists, as the NATS documentation describes it.
     fn naive(pattern: &[&str], labels: &[&str]) -> bool {
         match (pattern, labels) {
             ([], []) => true,

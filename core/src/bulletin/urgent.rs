@@ -1,20 +1,23 @@
-//! What is urgent: bulletins that overtake on the express lane (docs/protocol.md §11).
+//! Decides which bulletins are urgent and take the priority lane (docs/protocol.md §11).
 //!
-//! In scope: telling by the header, and who goes first among the urgent. Out of scope: how they overtake.
+//! In scope: urgency by the header, and the order among urgent bulletins. Out of scope: how they
+//! overtake others.
 
 use super::vocabulary::{Severity, Status, Urgency};
 use crate::proto;
 
-/// How urgent a bulletin is. Orders by who goes first: no exercise goes before the real thing.
+/// Class of an urgent bulletin. The lesser value goes first: an exercise never overtakes an actual
+/// event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Priority {
     /// Status Actual.
     Actual,
-    /// Any other status: it overtakes what is not urgent.
+    /// Any other status. It overtakes only bulletins that are not urgent.
     Other,
 }
 
-/// Whether a bulletin with this header is urgent: urgency Immediate, or severity Extreme. By what is read here, whatever the kind.
+/// Returns the priority class of a bulletin with this header, or `None` if it is not urgent. Urgent
+/// means urgency Immediate or severity Extreme, for every kind.
 #[must_use]
 pub fn urgent(header: &proto::Header) -> Option<Priority> {
     let urgent = header.urgency == Urgency::Immediate.as_str() || header.severity == Severity::Extreme.as_str();

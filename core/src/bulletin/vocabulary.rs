@@ -1,19 +1,20 @@
-//! Closed vocabularies, spelled as their standards spell them.
+//! Closed vocabularies, spelled as in their standards.
 //!
-//! In scope: the words, their order where the standard orders them, and reading them. Out of scope: what follows from a word.
+//! In scope: the values, their order where the standard defines one, and parsing them. Out of
+//! scope: the consequences of a value.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::field::Expected;
 
-/// A word that its vocabulary does not have.
+/// A value that is not in its vocabulary.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{found}` is not one of {expected}")]
 pub struct UnknownValue {
     /// The text found, cut at 80 characters.
     pub found: String,
-    /// The words, separated by commas.
+    /// The values, separated by commas.
     pub expected: String,
 }
 
@@ -23,7 +24,8 @@ impl Expected for UnknownValue {
     }
 }
 
-/// Declares one vocabulary: an enum, its words, and reading and writing them. `read` lists spellings that are read and never written.
+/// Declares one vocabulary: an enum, its spellings, parsing and formatting. Spellings after `|` are
+/// read and never written.
 macro_rules! vocabulary {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $spelling:literal $(| $read:literal)*),+ $(,)? }) => {
         $(#[$meta])*
@@ -33,10 +35,10 @@ macro_rules! vocabulary {
         }
 
         impl $name {
-            /// Every word, in the order of declaration.
+            /// Every value, in the order of declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The word as its standard spells it.
+            /// Returns the value as its standard spells it.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -44,7 +46,7 @@ macro_rules! vocabulary {
                 }
             }
 
-            /// The word that `text` is, if it is one.
+            /// Returns the value that `text` spells, if there is one.
             #[must_use]
             pub fn read(text: &str) -> Option<Self> {
                 match text {
@@ -78,7 +80,7 @@ vocabulary! {
     Status {
         /// To be acted on.
         Actual = "Actual",
-        /// For those who train.
+        /// For participants of an exercise.
         Exercise = "Exercise",
         /// About the network itself.
         System = "System",
@@ -90,15 +92,15 @@ vocabulary! {
 vocabulary! {
     /// CAP 1.2 §3.2.1 `msgType`.
     MsgType {
-        /// Something new.
+        /// New information.
         Alert = "Alert",
-        /// Replaces what it refers to.
+        /// Replaces the bulletins it refers to.
         Update = "Update",
-        /// Ends what it refers to.
+        /// Cancels the bulletins it refers to.
         Cancel = "Cancel",
-        /// Answers what it refers to.
+        /// Acknowledges the bulletins it refers to.
         Ack = "Ack",
-        /// Rejects what it refers to.
+        /// Rejects the bulletins it refers to.
         Error = "Error",
     }
 }
@@ -182,7 +184,8 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// FIRST TLP 2.0 labels; the most restricted is the greatest. The TLP 1 and CISE name White is read as CLEAR and never written.
+    /// FIRST TLP 2.0 labels; the most restricted is the greatest. White, the label of TLP 1 and
+    /// CISE, is read as CLEAR and never written.
     Tlp {
         /// No limit on disclosure.
         Clear = "TLP:CLEAR" | "TLP:WHITE" | "WHITE" | "White" | "white",
@@ -204,13 +207,13 @@ vocabulary! {
         H1 = "H1",
         /// No onward dissemination without the owner's permission.
         H2 = "H2",
-        /// Other: the note says what.
+        /// Other; described in the note.
         H3 = "H3",
     }
 }
 
 vocabulary! {
-    /// CISE data model `PurposeType`: why personal data is processed.
+    /// CISE data model `PurposeType`: the purpose of processing personal data.
     Purpose {
         /// Vessel traffic.
         Vtm = "VTM",
@@ -252,13 +255,14 @@ vocabulary! {
         CounterTerrorism = "CounterTerrorism",
         /// Common security and defence policy.
         CsdpTask = "CSDPTask",
-        /// Not said; no purpose for personal data.
+        /// Not specified; not a valid purpose for personal data.
         NonSpecified = "NonSpecified",
     }
 }
 
 vocabulary! {
-    /// Schemes that grade source and information. Never converted: the same letter means different things.
+    /// Schemes that grade source and information. Never converted: the same letter means different
+    /// things in each.
     GradingScheme {
         /// Source A to F, information 1 to 6.
         Admiralty = "Admiralty",
@@ -270,19 +274,19 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// INTERPOL Stolen and Lost Travel Documents: what is wrong with a document.
+    /// INTERPOL Stolen and Lost Travel Documents: why a document must not be accepted.
     FraudType {
-        /// Taken before it was issued.
+        /// Stolen before it was issued.
         StolenBlank = "stolen blank",
-        /// Taken from its holder.
+        /// Stolen from its holder.
         StolenFromBearer = "stolen from bearer",
         /// Lost by its holder.
         Lost = "lost",
         /// Withdrawn by its issuer.
         Revoked = "revoked",
-        /// Made by someone else than its issuer.
+        /// Not made by its issuer.
         Counterfeit = "counterfeit",
-        /// Genuine and altered.
+        /// Genuine, but altered.
         Forged = "forged",
     }
 }
@@ -328,7 +332,7 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// Sex as a person notice gives it.
+    /// Sex in a person notice.
     Sex {
         /// Male.
         Male = "male",
@@ -342,13 +346,13 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// What a person answers to a bulletin.
+    /// Outcome that a person reports in an acknowledgement.
     AckOutcome {
-        /// It was read.
+        /// The bulletin was read.
         Received = "received",
         /// It is being acted on.
         Acting = "acting",
-        /// What it asks for is done.
+        /// The requested action is done.
         Done = "done",
         /// It will not be acted on.
         Refused = "refused",
@@ -356,17 +360,17 @@ vocabulary! {
 }
 
 vocabulary! {
-    /// Why a bulletin no longer holds.
+    /// Why a bulletin is no longer in force.
     CancelReason {
-        /// What was sought was found.
+        /// The person or object sought was found.
         Recovered = "recovered",
-        /// It was wrong.
+        /// The bulletin was wrong.
         Error = "error",
         /// The matter is closed.
         Resolved = "resolved",
-        /// Its publisher takes it back.
+        /// The publisher withdraws it.
         Withdrawn = "withdrawn",
-        /// Another reason, in the remark.
+        /// Another reason, given in the remark.
         Other = "other",
     }
 }

@@ -1,12 +1,16 @@
-//! Evidence: one file that proves a bulletin offline, years later, to somebody who trusts nothing but a roster.
+//! Evidence: one file that proves a bulletin offline, years later, to a verifier that trusts only a
+//! roster.
 //!
-//! In scope: the file `<id>.barid` and its parts, putting it together, and what it proves ([`verify()`]). Out of scope: finding the
-//! parts in a store, reading the file from a disk, and telling people the result. Format: docs/protocol.md, "Evidence".
+//! In scope: the file `<id>.barid` and its parts, assembling it, and verifying it ([`verify()`]).
+//! Out of scope: finding the parts in a store, reading the file from a disk, and presenting the
+//! result. Format: docs/protocol.md, "Evidence".
 //!
-//! The file is a ZIP in one canonical form ([`zip`]) that holds, in this order: `README.txt`, the page that says what it proves and
-//! how to check it without Barid; `envelope.bin`; `proofs/<n>.tlog-proof` from 1, by ascending size; `consistency/<a>-<b>.txt`,
-//! which ties every two neighbours among the sizes that proofs and custody notes speak of, as base64 hashes, a line each;
-//! `custody/<member>.note`; and `rosters/<version>.note`. No byte of it is free: each is fixed, or under a hash or signature.
+//! The file is a ZIP in canonical form ([`zip`]). It holds, in this order: `README.txt`, the page
+//! that describes what the file proves and how to check it without Barid; `envelope.bin`;
+//! `proofs/<n>.tlog-proof` from 1, by ascending size; `consistency/<a>-<b>.txt`, a consistency
+//! proof between every two adjacent sizes of proofs and custody notes, as base64 hashes, one per
+//! line; `custody/<member>.note`; and `rosters/<version>.note`. No byte of the file can vary: each
+//! is fixed, or covered by a hash or signature.
 
 mod verify;
 pub mod zip;
@@ -28,26 +32,28 @@ use crate::roster::{ChainError, Roster, RosterError};
 
 /// The page in every file of this format version.
 pub const PAGE: &str = include_str!("page-1.txt");
-/// How file names end.
+/// File name extension.
 pub const EXTENSION: &str = "barid";
 
-/// What goes into a file, or was read from one. Reading checks the form only: nothing here is verified.
+/// The parts of a file. Reading checks the form only: nothing in this type is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EvidenceParts {
     /// The bulletin.
     pub envelope: Bytes,
-    /// Proofs of the one entry, each to a checkpoint of another size, with whatever cosignatures were made on that one
-    /// ([`crate::feed::cosignature::with_cosignatures`]).
+    /// Proofs of the same entry, each to a checkpoint of a different size, with the cosignatures
+    /// made on that checkpoint ([`crate::feed::cosignature::with_cosignatures`]).
     pub proofs: Vec<TlogProof>,
     /// See [`EvidenceParts::pairs`].
     pub consistency: Vec<Consistency>,
-    /// Custody notes that say that the entry is held in full, one per member. Only the feed's owner has them.
+    /// Custody notes that attest that the entry is held in full, one per member. Only the feed's
+    /// owner has them.
     pub custody: Vec<(Member, Bytes)>,
-    /// Consecutive versions, ascending: from the oldest that a verifier may trust to one not older than the header's.
+    /// Consecutive versions, ascending: from the oldest that a verifier may trust, up to at least
+    /// the header's version.
     pub rosters: Vec<(u64, Bytes)>,
 }
 
-/// That the feed at one size begins with the feed at another.
+/// Proof that the feed at one size is a prefix of the feed at another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consistency {
     /// The smaller size.
@@ -58,39 +64,40 @@ pub struct Consistency {
     pub proof: Vec<Hash>,
 }
 
-/// Why a file is no evidence: its maker's fault, or its carrier's. [`EvidenceError::RosterGap`] and [`EvidenceError::RosterTooOld`] are the
-/// reader's: the roster at hand is too old to judge by.
+/// Why a file is not evidence: the fault of its creator or of its carrier.
+/// [`EvidenceError::RosterGap`] and [`EvidenceError::RosterTooOld`] are faults of the verifier,
+/// whose trusted roster is too old to decide.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EvidenceError {
-    /// Not an archive in the one form.
+    /// Not an archive in canonical form.
     #[error(transparent)]
     Zip(#[from] ZipError),
-    /// The page is not the one of this format.
+    /// The page differs from the page of this format version.
     #[error("README.txt is not the page of this format version")]
     Page,
-    /// A part that does not belong, is not in its place or cannot be read.
+    /// A part that is unexpected, out of place or unreadable.
     #[error("`{0}` is not a part of evidence, is out of order, or cannot be read")]
     Part(String),
-    /// What there must be at least one of, or is too much of.
+    /// A required part is missing, or there are too many of it.
     #[error("there are {found} {what}")]
     Count {
-        /// Which parts.
+        /// Type of part.
         what: &'static str,
-        /// How many.
+        /// Number found.
         found: usize,
     },
     /// The envelope or its header cannot be read.
     #[error("the bulletin cannot be read: {0}")]
     Bulletin(String),
-    /// Not a proof of the bulletin.
+    /// A proof that does not prove the bulletin.
     #[error("a proof is wrong")]
     Proof(#[from] TlogProofError),
-    /// The entry's feed is not the publisher's in the roster's exchange.
+    /// The entry's feed is not a feed of the publisher in the roster's exchange.
     #[error("{feed} is not a feed of {member} in the exchange {exchange}")]
     Feed {
         /// Feed of the proof.
         feed: FeedId,
-        /// Member that the header names.
+        /// Member named in the header.
         member: Member,
         /// Exchange of the roster.
         exchange: String,
@@ -101,10 +108,10 @@ pub enum EvidenceError {
     /// Proofs of different feeds or entries, or not by ascending size.
     #[error("the proofs are not of one entry in ascending order of size")]
     Different,
-    /// The checkpoints are not tied together as they must be.
+    /// The consistency proofs do not match the sizes.
     #[error("the consistency proofs do not match the sizes of the checkpoints")]
     Untied,
-    /// A consistency proof does not hold.
+    /// A consistency proof is invalid.
     #[error("the feed at {old} entries is not a prefix of the feed at {new}")]
     Consistency {
         /// Smaller size.
@@ -114,33 +121,33 @@ pub enum EvidenceError {
         /// Why.
         source: ProofError,
     },
-    /// A signature that no key in a roster explains.
+    /// A signature that is by no key in a roster.
     #[error("there is a signature by `{0}`, which the roster does not list for this purpose")]
     UnknownSignature(String),
-    /// Not a note.
+    /// An invalid note.
     #[error("a signed note cannot be read, or its signature is wrong")]
     Note(#[from] NoteError),
-    /// A cosignature is wrong.
+    /// An invalid cosignature.
     #[error("a cosignature is wrong")]
     Cosignature(#[from] CosignatureError),
-    /// A custody note is wrong.
+    /// An invalid custody note.
     #[error("the custody note of {member} is wrong")]
     Custody {
-        /// Whose.
+        /// The member that signed it.
         member: Member,
         /// Why.
         source: CustodyError,
     },
-    /// A custody note that speaks of another feed, or does not say that the entry is held.
+    /// A custody note for another feed, or one that does not attest that the entry is held.
     #[error("the custody note of {0} does not cover this bulletin")]
     NotHeld(Member),
-    /// The rosters are no chain.
+    /// The rosters do not form a chain.
     #[error("the rosters do not follow one another")]
     Rosters(#[from] ChainError),
     /// A roster cannot be read.
     #[error("a roster cannot be read")]
     Roster(#[from] RosterError),
-    /// A roster in the file is not the trusted one of that version, or does not lead from it or to it.
+    /// A roster in the file differs from the trusted one of that version, or is not linked to it.
     #[error("roster version {0} differs from the one you trust, or is not its successor")]
     OtherRoster(u64),
     /// The trusted roster is too old for the file.
@@ -152,18 +159,18 @@ pub enum EvidenceError {
     /// Neither the trusted roster nor the file reaches the header's version.
     #[error("the bulletin names roster version {needed}, the newest known is {newest}")]
     RosterTooOld {
-        /// The header's.
+        /// The header's version.
         needed: u64,
-        /// Newest at hand.
+        /// Newest version known.
         newest: u64,
     },
 }
 
-/// Puts a file together and verifies it against its own newest roster, so that nothing is handed out that would be refused.
-/// Proofs, consistency proofs and custody notes may come in any order.
+/// Assembles a file and verifies it against its own newest roster, so that an invalid file is never
+/// created. Proofs, consistency proofs and custody notes may be in any order.
 ///
 /// # Errors
-/// [`EvidenceError`] as verifying the file would give it.
+/// [`EvidenceError`] as returned by verifying the file.
 pub fn assemble(mut parts: EvidenceParts) -> Result<Vec<u8>, EvidenceError> {
     parts.proofs.sort_by_key(|proof| size_of(proof).unwrap_or(0));
     parts.consistency.sort_by_key(|tie| (tie.old, tie.new));
@@ -181,7 +188,8 @@ pub fn assemble(mut parts: EvidenceParts) -> Result<Vec<u8>, EvidenceError> {
 }
 
 impl EvidenceParts {
-    /// Reads a file's form. What this accepts, [`EvidenceParts::to_bytes`] gives again byte for byte.
+    /// Parses a file and checks its form. For every file accepted here, [`EvidenceParts::to_bytes`]
+    /// returns the same bytes.
     ///
     /// # Errors
     /// [`EvidenceError`] if it has another form.
@@ -203,7 +211,8 @@ impl EvidenceParts {
         if read.first().is_none_or(|part| part.data != PAGE) {
             return Err(EvidenceError::Page);
         }
-        // What is out of its place, missing, twice or spelled otherwise shows here.
+        // Comparing with the canonical list of parts detects parts that are missing, duplicated,
+        // misspelled or out of place.
         let written = parts.parts()?;
         let wrong = read.iter().zip(&written).find(|(found, expected)| found != expected);
         if let Some((found, _)) = wrong {
@@ -215,15 +224,16 @@ impl EvidenceParts {
         Ok(parts)
     }
 
-    /// The file.
+    /// Returns the file.
     ///
     /// # Errors
-    /// [`EvidenceError::Zip`] or [`EvidenceError::Count`] if there is too much or too little.
+    /// [`EvidenceError::Zip`] or [`EvidenceError::Count`] if there are too many or too few parts.
     pub fn to_bytes(&self) -> Result<Vec<u8>, EvidenceError> {
         Ok(zip::write(&self.parts()?)?)
     }
 
-    /// The sizes, two by two, that need a consistency proof: neighbours among all that proofs and custody notes speak of.
+    /// Returns the pairs of sizes that need a consistency proof: adjacent sizes among all proofs
+    /// and custody notes.
     ///
     /// # Errors
     /// If a checkpoint or custody note cannot be read.
@@ -295,8 +305,9 @@ fn size_of(proof: &TlogProof) -> Result<u64, crate::feed::checkpoint::Checkpoint
     Ok(crate::feed::checkpoint::Checkpoint::parse_text(&Note::parse(&proof.checkpoint)?.text)?.size)
 }
 
-/// A chain that does not begin at version 1 begins with a note that governors of a version which is not in the file have signed
-/// too; nobody could check these lines.
+/// Removes signatures by governors of an earlier version. A chain that does not begin at version 1
+/// begins with a note that governors of the previous version have signed too. That version is not
+/// in the file, so their signatures could not be verified.
 fn without_earlier_governors(note: &Bytes) -> Result<Bytes, EvidenceError> {
     let (roster, mut parsed) = Roster::read(note)?;
     debug_assert!(note.len() <= ROSTER_BYTES_MAX, "a decoded roster is bounded");

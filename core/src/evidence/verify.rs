@@ -1,10 +1,11 @@
-//! What a file proves to somebody who trusts one roster and nothing else.
+//! Verifies an evidence file against one trusted roster.
 //!
-//! In scope: the whole judgement, without clock, store or network. Out of scope: whether the bulletin is still in force, and whether its
-//! content makes sense.
+//! In scope: the whole verdict, without clock, store or network. Out of scope: whether the bulletin
+//! is still in force, and whether its content is plausible.
 //!
-//! The roster that decides is the newer of the trusted one and the newest that the file ties to it. Keys that only an earlier roster
-//! of that chain lists explain a signature, but never count. A signature that nothing explains makes the file invalid.
+//! The deciding roster is the newer of the trusted roster and the newest roster in the file that is
+//! linked to it. A key that only an earlier roster of that chain lists makes a signature known, but
+//! the signature does not count. An unknown signature makes the file invalid.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,29 +26,29 @@ use crate::roster::{MemberKey, MemberKind, Role, Roster, RosterChain, follows};
 /// The result for one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// What it comes to.
+    /// Its outcome.
     pub outcome: Outcome,
-    /// What was found; absent for an invalid file, of which nothing may be believed.
+    /// The findings; absent for an invalid or undecided file.
     pub report: Option<Report>,
 }
 
-/// What a file comes to.
+/// Outcome of verifying a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Signed by the publisher, and cosigned by the quorum of full members other than the publisher at times at which their keys and
-    /// the publisher's were valid.
+    /// Signed by the publisher and cosigned by the quorum of other full members, at times at which
+    /// their keys and the publisher's were valid.
     Witnessed,
     /// Signed by the publisher, not cosigned by a quorum.
     SignedOnly,
-    /// Signed by a key of the publisher, but the roster casts doubt on it. At least one reason.
+    /// Signed by a key of the publisher, but disputed according to the roster. At least one reason.
     Disputed(Vec<Dispute>),
-    /// Nothing can be said with the roster that the reader brought: a newer one is needed. The file may be good.
+    /// The trusted roster is too old to decide. The file may be valid.
     Undecided(EvidenceError),
-    /// No evidence at all.
+    /// Not valid evidence.
     Invalid(EvidenceError),
 }
 
-/// What casts doubt on a signed bulletin.
+/// Why a signed bulletin is disputed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Dispute {
     /// The feed's key was stolen or retired before a quorum had cosigned.
@@ -55,7 +56,7 @@ pub enum Dispute {
     FeedKeyExpired {
         /// Whether stolen.
         compromised: bool,
-        /// Unix seconds from which it does not count.
+        /// Unix seconds from which the key no longer counts.
         until: i64,
     },
     /// The governors closed the feed before this entry.
@@ -63,10 +64,10 @@ pub enum Dispute {
     Closed {
         /// Final size.
         size: u64,
-        /// The entry.
+        /// Index of the entry.
         index: u64,
     },
-    /// At one size there is another root, which a member or the governors have signed.
+    /// A member or the governors have signed another root for the same size.
     #[error("a conflicting tree of the feed at {size} entries is signed by {by}")]
     Fork {
         /// The size.
@@ -74,80 +75,81 @@ pub enum Dispute {
         /// "the governors" or a member.
         by: String,
     },
-    /// The newest roster lists no key of the feed any more.
+    /// The newest roster no longer lists a key of the feed.
     #[error("the newest roster lists no key for this feed any more")]
     FeedKeyGone,
-    /// Cosignatures are missing from the quorum because their keys had ended.
+    /// There is no quorum without the cosignatures made after their keys had expired.
     #[error("there is no quorum without the cosignatures made after their keys had expired")]
     CosignerKeyExpired,
 }
 
-/// What was found, for people to read. Times of cosigners are in seconds since the Unix epoch by the cosigner's clock.
+/// Findings for human readers. Times of cosigners are in seconds since the Unix epoch, by the
+/// cosigner's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Who published it.
+    /// The publishing member.
     pub member: Member,
     /// Its id.
     pub id: BulletinId,
-    /// What it is about, as the header says.
+    /// Its kind, according to the header.
     pub kind: String,
-    /// Which focal point published it, as the header says.
+    /// The publishing focal point, according to the header.
     pub issuer: String,
-    /// Its topic, as the header says.
+    /// Its topic, according to the header.
     pub topic: String,
     /// CAP status: whether it is an exercise.
     pub status: String,
     /// When the publisher's node accepted it, by its own clock.
     pub sent_at: Option<Time>,
-    /// The feed.
+    /// Its feed.
     pub feed: FeedId,
-    /// Its index there.
+    /// Its index in the feed.
     pub index: u64,
     /// Its entry digest.
     pub digest: Digest,
-    /// Sizes of the checkpoints that it was proven in, ascending.
+    /// Sizes of the checkpoints in which its inclusion is proven, ascending.
     pub sizes: Vec<u64>,
-    /// Each member that cosigned, by its earliest cosignature that counts.
+    /// Each member that cosigned, with its earliest cosignature that counts.
     pub cosigners: Vec<Cosigner>,
-    /// How many of the cosigners count.
+    /// Number of cosigners that count.
     pub counted: usize,
-    /// How many must.
+    /// Number of cosigners required.
     pub quorum: usize,
-    /// Members that say they hold it in full.
+    /// Members that attest that they hold it in full.
     pub custody: Vec<CustodyHolder>,
-    /// Version of the roster that decided.
+    /// Version of the deciding roster.
     pub roster_version: u64,
-    /// Whether the file's rosters are tied to the trusted one; where not, they were not used.
+    /// Whether the file's rosters are linked to the trusted one. If not, they were not used.
     pub rosters_tied: bool,
 }
 
 /// A member that cosigned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cosigner {
-    /// Who.
+    /// The member.
     pub member: Member,
-    /// When.
+    /// Time of the cosignature.
     pub time: u64,
-    /// Why it does not count, if it does not.
+    /// Why it does not count; `None` if it counts.
     pub uncounted: Option<Uncounted>,
 }
 
 /// Why a valid cosignature does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Uncounted {
-    /// The publisher's own.
+    /// By the publisher itself.
     #[error("the publisher's own")]
     Publisher,
-    /// An observer's or partner's.
+    /// By an observer or partner.
     #[error("not a full member")]
     NotFull,
     /// By a key that only an earlier roster lists.
     #[error("a key of an earlier roster")]
     Earlier,
-    /// Made after the cosigner's key had ended.
+    /// Made after the cosigner's key had expired.
     #[error("made after the key had expired")]
     KeyExpired,
-    /// Made after the publisher's key had ended.
+    /// Made after the publisher's key had expired.
     #[error("made after the publisher's key had expired")]
     FeedKeyExpired,
 }
@@ -155,16 +157,17 @@ pub enum Uncounted {
 /// A member that holds the bulletin in full.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CustodyHolder {
-    /// Who.
+    /// The member.
     pub member: Member,
-    /// When it said so.
+    /// Time of the custody note.
     pub time: u64,
-    /// Whether its key was valid then.
+    /// Whether its key was valid at that time.
     pub valid: bool,
 }
 
 impl Outcome {
-    /// "witnessed", "signed-only", "disputed", "undecided", "invalid": for machines, the same in every language.
+    /// Returns "witnessed", "signed-only", "disputed", "undecided" or "invalid": for programs, the
+    /// same in every language.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -178,7 +181,7 @@ impl Outcome {
 }
 
 impl Verdict {
-    /// 0 witnessed, 10 signed only, 11 disputed, 12 invalid, 13 undecided.
+    /// Returns the exit code: 0 witnessed, 10 signed only, 11 disputed, 12 invalid, 13 undecided.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.outcome {
@@ -191,7 +194,7 @@ impl Verdict {
     }
 }
 
-/// Judges a file. `trusted` is the only thing that is believed.
+/// Verifies a file. `trusted` is the only input that is trusted.
 #[must_use]
 pub fn verify(file: &[u8], trusted: &Roster) -> Verdict {
     match judge(file, trusted) {
@@ -209,7 +212,8 @@ fn judge(file: &[u8], trusted: &Roster) -> Result<(Outcome, Report), EvidenceErr
     let rosters = Rosters::tie(&chain, &parts.rosters, trusted)?;
     let bulletin = Bulletin::read(&parts)?;
     let (needed, newest) = (bulletin.header.roster_version, rosters.newest.version());
-    // A roster that is too old may lack keys; what fails for another reason is wrong by any roster.
+    // A roster that is too old may lack keys. Any other failure makes the file invalid under every
+    // roster.
     let entry = match Entry::verify(&parts, &bulletin, &rosters) {
         Ok(_) | Err(EvidenceError::NoFeedKeys(_)) if needed > newest => {
             return Err(EvidenceError::RosterTooOld { needed, newest });
@@ -264,7 +268,7 @@ fn judge(file: &[u8], trusted: &Roster) -> Result<(Outcome, Report), EvidenceErr
     Ok((outcome, report))
 }
 
-/// The rosters in the file, each signed as it must be and by nobody else.
+/// Returns the rosters in the file. Each must be signed as required, and by no other keys.
 fn chain(notes: &[(u64, bytes::Bytes)]) -> Result<RosterChain, EvidenceError> {
     let mut notes = notes.iter();
     let (version, first) = notes.next().ok_or(EvidenceError::Count { what: "rosters", found: 0 })?;
@@ -294,11 +298,11 @@ fn signed_by_governors(note: &[u8], rosters: &[&Roster]) -> Result<(), EvidenceE
     Ok(())
 }
 
-/// The rosters that may be believed.
+/// The rosters that are trusted.
 struct Rosters<'a> {
-    /// Decides.
+    /// The deciding roster.
     newest: &'a Roster,
-    /// Others that are tied to the trusted one, newest first.
+    /// Other rosters linked to the trusted one, newest first.
     earlier: Vec<&'a Roster>,
     tied: bool,
 }
@@ -334,7 +338,7 @@ impl<'a> Rosters<'a> {
         Ok(Self { newest, earlier: earlier.chain([trusted]).collect(), tied })
     }
 
-    /// The key that a line says it is by, and whether the deciding roster lists it.
+    /// Returns the key that a signature line names, and whether the deciding roster lists it.
     fn key(&self, member: &Member, role: Role, line: &NoteSignature) -> Option<(&'a MemberKey, bool)> {
         let of = |roster: &'a Roster| roster.keys(member, role).find(|key| line.is_by(&key.key));
         let current = of(self.newest).map(|key| (key, true));
@@ -342,7 +346,7 @@ impl<'a> Rosters<'a> {
     }
 }
 
-/// Whether the first roster in the file follows the trusted one.
+/// Checks that the first roster in the file succeeds the trusted one.
 fn succeeds(chain: &RosterChain, note: &[u8], trusted: &Roster) -> Result<(), EvidenceError> {
     let version = trusted.version() + 1;
     let first = chain.at(version).filter(|first| first.previous() == Some(trusted.text_hash()));
@@ -367,7 +371,7 @@ impl Bulletin {
     }
 }
 
-/// The entry in its feed, proven.
+/// The entry in its feed, with inclusion proven.
 struct Entry {
     feed: FeedId,
     index: u64,
@@ -378,7 +382,7 @@ struct Entry {
 
 struct FeedKeys {
     keys: Vec<VerifierKey>,
-    /// Earliest end of any of the keys, in Unix seconds, and whether one was stolen.
+    /// Earliest expiry of any of the keys, in Unix seconds, and whether one was stolen.
     ended: Option<(i64, bool)>,
     current: bool,
 }
@@ -386,7 +390,7 @@ struct FeedKeys {
 struct Cosigned {
     member: Member,
     time: u64,
-    /// Unix seconds after which the key does not count.
+    /// Unix seconds after which the key no longer counts.
     until: Option<i64>,
     current: bool,
 }
@@ -423,10 +427,11 @@ impl Entry {
         Ok(entry)
     }
 
-    /// Sizes and roots that are spoken of.
+    /// Returns the sizes and roots of all proofs and custody notes.
     fn heads(&self, custody: &[(CustodyHolder, (u64, Hash))]) -> BTreeMap<u64, Hash> {
         let proven = self.proven.iter().map(|(signed, _)| (signed.checkpoint.size, signed.checkpoint.root));
-        // What is proven comes last: where a custody note names another root, that is disputed and not tied.
+        // Proven heads come last and win: a custody note with another root leads to a dispute, not
+        // to a consistency check.
         custody.iter().map(|(_, head)| *head).chain(proven).collect()
     }
 
@@ -462,7 +467,7 @@ impl Entry {
         }
     }
 
-    /// Whether the governors have closed the feed, at `size` entries or later.
+    /// Returns whether the governors have closed the feed at `size` entries or more.
     fn within_closed(&self, roster: &Roster, size: u64) -> bool {
         let entry = roster.member(&self.feed.member);
         let closed = entry.and_then(|entry| entry.closed_feeds.iter().find(|closed| closed.epoch == self.feed.epoch));
@@ -537,7 +542,7 @@ fn custody(
     Ok((holders, disputes))
 }
 
-/// Every two neighbours among the sizes must be tied, and nothing else.
+/// Checks that every two adjacent sizes have a consistency proof, and that there are no others.
 fn consistency(parts: &EvidenceParts, heads: &BTreeMap<u64, Hash>) -> Result<(), EvidenceError> {
     let pairs = heads.iter().zip(heads.iter().skip(1));
     if pairs.len() != parts.consistency.len() {
@@ -557,7 +562,7 @@ fn after(time: u64, until: Option<i64>) -> bool {
     until.is_some_and(|until| i64::try_from(time).is_ok_and(|time| time > until))
 }
 
-/// Whose key the line says it is by.
+/// Returns the member whose key the line names.
 fn owner(line: &NoteSignature) -> Option<Member> {
     line.name.split_once('.')?.0.parse().ok()
 }
@@ -566,7 +571,7 @@ fn unknown(line: &NoteSignature) -> EvidenceError {
     EvidenceError::UnknownSignature(line.name.clone())
 }
 
-/// Text of somebody else's header that is safe to print.
+/// Returns text of a foreign header in a form that is safe to print.
 fn plain(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(crate::limits::ISSUER_BYTES_MAX).collect()
 }

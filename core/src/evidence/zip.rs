@@ -1,7 +1,9 @@
-//! A ZIP archive in the one form that an evidence file may have: every tool opens it, and only one sequence of bytes holds given parts.
+//! ZIP archives in the canonical form of an evidence file. Every ZIP tool opens them, and a given
+//! list of parts has exactly one encoding.
 //!
-//! In scope: writing it, and reading exactly what writing gives. Out of scope: compression, encryption, ZIP64, extra fields,
-//! comments and times: none of them is written, and an archive with any of them is refused. Layout: PKWARE APPNOTE 6.3, §4.3.
+//! In scope: writing an archive, and reading exactly the archives that writing produces. Out of
+//! scope: compression, encryption, ZIP64, extra fields, comments and times. They are never written,
+//! and an archive with any of them is rejected. Layout: PKWARE APPNOTE 6.3, §4.3.
 
 use bytes::{BufMut, Bytes};
 
@@ -11,9 +13,9 @@ const LOCAL: u32 = 0x0403_4b50;
 const CENTRAL: u32 = 0x0201_4b50;
 const END: u32 = 0x0605_4b50;
 const LOCAL_BYTES: usize = 30;
-/// Version 1.0 of the format suffices to extract.
+/// Version needed to extract: 1.0.
 const VERSION: u16 = 10;
-/// 1980-01-01, the earliest day that a ZIP can name: evidence says when by signatures.
+/// 1980-01-01, the earliest date in the ZIP format. The times of evidence are in its signatures.
 const DATE: u16 = 0x0021;
 
 /// One file in the archive.
@@ -25,7 +27,7 @@ pub struct Part {
     pub data: Bytes,
 }
 
-/// Bytes that are not an archive in the one form, or parts that do not fit it.
+/// Bytes that are not an archive in canonical form, or parts that cannot be in one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ZipError {
     /// More than [`EVIDENCE_BYTES_MAX`].
@@ -37,12 +39,12 @@ pub enum ZipError {
     /// A name that is empty, too long or not plain ASCII.
     #[error("the file has a part without a plain name")]
     Name,
-    /// Not what writing its parts gives.
+    /// Not the encoding of its parts.
     #[error("the file is not a ZIP archive in the form of evidence: it is damaged, altered or cut")]
     Form,
 }
 
-/// Writes the parts in their order.
+/// Encodes the parts in the given order.
 ///
 /// # Errors
 /// [`ZipError`] if they are too large or too many.
@@ -83,7 +85,8 @@ pub fn write(parts: &[Part]) -> Result<Vec<u8>, ZipError> {
     Ok(out)
 }
 
-/// Reads an archive. What this accepts, [`write`] gives again byte for byte; the parts share `file`'s memory.
+/// Parses an archive. For every archive accepted here, [`write`] returns the same bytes. The parts
+/// share `file`'s memory.
 ///
 /// # Errors
 /// [`ZipError`] for anything else.
@@ -109,7 +112,8 @@ pub fn read(file: &Bytes) -> Result<Vec<Part>, ZipError> {
     if write(&parts)? == *file { Ok(parts) } else { Err(ZipError::Form) }
 }
 
-/// What a local header and a directory entry have in common: version, flags, method, time, date, check, sizes and lengths.
+/// Appends the fields that a local header and a directory entry share: version, flags, method,
+/// time, date, CRC, sizes and lengths.
 fn put_fields(out: &mut Vec<u8>, part: &Part) -> Result<(), ZipError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
     let name_length = u16::try_from(part.name.len()).ok().filter(|length| *length > 0).ok_or(ZipError::Name)?;
@@ -152,7 +156,7 @@ mod tests {
 
     #[test]
     fn archive_is_compatible_with_other_tools() {
-        // As Python's zipfile writes it, but for the attributes of a file.
+        // The output of Python's zipfile, except for the file attributes.
         let expected = "504b03040a00000000000000210086a61036050000000500000005000000612e74787468656c6c6f\
             504b01020a000a00000000000000210086a610360500000005000000050000000000000000000000000000000000612e747874\
             504b0506000000000100010033000000280000000000";

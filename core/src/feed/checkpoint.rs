@@ -1,7 +1,8 @@
-//! Checkpoints: a feed's signed tree head, as C2SP tlog-checkpoint defines it, without extension lines.
+//! Checkpoints: signed tree heads of a feed, as in C2SP tlog-checkpoint, without extension lines.
 //!
-//! In scope: the text, signing it with a feed's keys, and verifying it. Out of scope: whether one checkpoint extends another
-//! (`tree`), cosignatures on it, and which keys are a feed's (`roster`).
+//! In scope: the text, signing it with a feed's keys, and verifying it. Out of scope: whether one
+//! checkpoint extends another (`tree`), cosignatures on it, and which keys belong to a feed
+//! (`roster`).
 
 use bytes::Bytes;
 
@@ -14,7 +15,7 @@ use crate::ids::{FeedId, Hash};
 /// A feed's tree head.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Checkpoint {
-    /// Which feed; its printed form is the origin line.
+    /// The feed; its printed form is the origin line.
     pub feed: FeedId,
     /// Entries in the tree.
     pub size: u64,
@@ -22,30 +23,31 @@ pub struct Checkpoint {
     pub root: Hash,
 }
 
-/// A checkpoint with a note whose log signatures have been made here or verified. It comes from [`sign`], from
-/// [`SignedCheckpoint::verify`] or from [`super::cosignature::verify_cosigned`] only.
+/// A checkpoint with a note whose log signatures were created or verified by this program. Created
+/// only by [`sign`], [`SignedCheckpoint::verify`] and [`super::cosignature::verify_cosigned`], or
+/// read back from the node's own store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SignedCheckpoint {
-    /// What is signed.
+    /// The signed checkpoint.
     pub checkpoint: Checkpoint,
-    /// The note: the text and the feed's own signatures, as they were signed, and nothing else.
+    /// The note: only the text and the feed's own signatures, exactly as signed.
     pub note: Bytes,
 }
 
-/// Why a note is no checkpoint of a feed.
+/// Why a note is not a checkpoint of a feed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CheckpointError {
-    /// Not a note, or not signed as it must be.
+    /// Not a note, or not signed as required.
     #[error(transparent)]
     Note(#[from] NoteError),
-    /// The text is not that of a checkpoint; the part that is not.
+    /// The text is not that of a checkpoint; names the invalid part.
     #[error("the checkpoint has no valid {0}")]
     Text(&'static str),
-    /// No key was given to sign or verify with.
+    /// No keys to sign or verify with.
     #[error("there are no keys for {0}")]
     NoKeys(FeedId),
-    /// A key of another name than the origin.
+    /// A key whose name differs from the origin.
     #[error("key `{name}` is not one of {feed}")]
     KeyName {
         /// The feed.
@@ -62,7 +64,7 @@ impl From<KeyError> for CheckpointError {
 }
 
 impl Checkpoint {
-    /// The note text: origin, size and root, a line each.
+    /// Returns the note text: origin, size and root, one per line.
     #[must_use]
     pub fn text(&self) -> String {
         self.feed_text(&self.feed.to_string())
@@ -76,7 +78,8 @@ impl Checkpoint {
         TreeHead { origin, size: self.size, root: &self.root }
     }
 
-    /// Reads a note text. Extension lines are refused: they would be signed by some algorithms and not by others.
+    /// Parses a note text. Extension lines are rejected, because some signature algorithms would
+    /// cover them and others would not.
     pub fn parse_text(text: &str) -> Result<Self, CheckpointError> {
         let mut lines = text.strip_suffix('\n').ok_or(CheckpointError::Text("last newline"))?.split('\n');
         let mut line = |what| lines.next().ok_or(CheckpointError::Text(what));
@@ -93,8 +96,8 @@ impl Checkpoint {
     }
 }
 
-/// Signs a checkpoint with all of a feed's keys: Ed25519 (type 0x01) over the text, ML-DSA-44 (type 0x06) as a tree head at
-/// time 0, which makes no statement about when.
+/// Signs a checkpoint with all of a feed's keys: Ed25519 (type 0x01) over the text, ML-DSA-44 (type
+/// 0x06) over the tree head with time 0, which states no time.
 pub fn sign(checkpoint: &Checkpoint, keys: &[SigningKey]) -> Result<SignedCheckpoint, CheckpointError> {
     if checkpoint.size > TREE_SIZE_MAX {
         return Err(CheckpointError::Text("size"));
@@ -117,18 +120,18 @@ pub fn sign(checkpoint: &Checkpoint, keys: &[SigningKey]) -> Result<SignedCheckp
 }
 
 impl SignedCheckpoint {
-    /// A note that this program verified, or made, before it kept it in its own store: its text is read, its signatures are not verified
-    /// again. Never for bytes from elsewhere.
+    /// Parses a note that this program created or verified before storing it. Its signatures are
+    /// not verified again. Never use it for bytes from another source.
     ///
     /// # Errors
-    /// If it is no note with a checkpoint's text.
+    /// If it is not a note with a checkpoint's text.
     pub fn from_trusted_store(note: Bytes) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::parse_text(&Note::parse(&note)?.text)?;
         Ok(Self { checkpoint, note })
     }
 
-    /// Verifies a checkpoint note: every one of `keys`, which are all of the feed's, must have signed it. Other signatures, such
-    /// as cosignatures, are ignored and dropped.
+    /// Verifies a checkpoint note: every one of `keys`, which are all of the feed's, must have
+    /// signed it. Other signatures, such as cosignatures, are ignored and dropped.
     pub fn verify(note: &[u8], keys: &[VerifierKey]) -> Result<Self, CheckpointError> {
         Self::verify_parsed(Note::parse(note)?, keys)
     }
@@ -260,7 +263,7 @@ mod tests {
         assert!(SignedCheckpoint::verify(&signed.note, &[cosigner.verifier().clone()]).is_err());
     }
 
-    /// A post-quantum signature by the feed's key that claims a time is not a log signature.
+    /// A post-quantum signature by the feed's key with a time is not a log signature.
     #[test]
     fn log_signature_with_a_time_is_rejected() {
         let keys = keys(1);

@@ -1,8 +1,10 @@
-//! Cosignatures: a member's signed statement, with a time, that it durably holds a feed's log up to a checkpoint (C2SP
-//! tlog-cosignature, with the additional statement of a mirror), and heartbeats, which are the same on a node's own feed.
+//! Cosignatures: a member's signed statement, with a time, that it durably holds a feed's log up to
+//! a checkpoint (C2SP tlog-cosignature, with the additional statement of a mirror). Heartbeats are
+//! cosignatures on a node's own feed.
 //!
-//! In scope: making and verifying them. Out of scope: when a node may cosign (only what is durable, never a smaller size than
-//! before, never an earlier time: the committer sees to it), and which keys are a member's (`roster`).
+//! In scope: creating and verifying them. Out of scope: when a node may cosign (only what is
+//! durable, never a smaller size than before, never an earlier time; the committer ensures this),
+//! and which keys belong to a member (`roster`).
 
 use bytes::Bytes;
 
@@ -15,9 +17,9 @@ use crate::limits::{NOTE_BYTES_MAX, NOTE_WRITTEN_BYTES_MAX};
 /// One verified cosignature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cosignature {
-    /// Who says so.
+    /// The member that signed it.
     pub cosigner: Member,
-    /// When, in seconds since the Unix epoch by the cosigner's clock.
+    /// Time of signing, in seconds since the Unix epoch by the cosigner's clock.
     pub time: u64,
     /// The signature line.
     pub line: NoteSignature,
@@ -26,16 +28,16 @@ pub struct Cosignature {
 /// Why there is no valid cosignature.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CosignatureError {
-    /// The checkpoint below it is not valid.
+    /// The cosigned checkpoint is not valid.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A key whose name is not `<member>.<exchange>/mirror` in the feed's exchange.
     #[error("key `{0}` is not a mirror key of the feed's exchange")]
     KeyName(String),
-    /// A time of 0 or beyond 2^63 - 1: a receipt says when.
+    /// A time of 0 or beyond 2^63 - 1; a receipt needs a time.
     #[error("the cosignature has no valid time")]
     Time,
-    /// A heartbeat that is not one signature line.
+    /// A heartbeat that is not exactly one signature line.
     #[error("the heartbeat is not one signature line")]
     Heartbeat,
     /// Not signed by any of the keys.
@@ -55,17 +57,19 @@ impl From<KeyError> for CosignatureError {
     }
 }
 
-/// Cosigns a checkpoint at `time`, in seconds since the Unix epoch. Gives the full note: the text, the log's signatures, and this
-/// cosignature last.
+/// Cosigns a checkpoint at `time`, in seconds since the Unix epoch. Returns the whole note: the
+/// text, the log's signatures, and this cosignature last.
 pub fn cosign(signed: &SignedCheckpoint, key: &SigningKey, time: u64) -> Result<Bytes, CosignatureError> {
     let mut note = Note::parse(&signed.note)?;
     note.signatures.push(sign_line(&signed.checkpoint, key, time)?);
     Ok(note.to_bytes().into())
 }
 
-/// Verifies a cosigned checkpoint: every one of `log_keys` must have signed it, as for [`SignedCheckpoint::verify`], and at least
-/// one of `cosigner_keys`, which are one member's mirror keys. Every line by one of these must be valid, and all at one time,
-/// which is returned.
+/// Verifies a cosigned checkpoint and returns it with the time of the cosignature.
+///
+/// Every one of `log_keys` must have signed it, as for [`SignedCheckpoint::verify`], and at least
+/// one of `cosigner_keys`, which are one member's mirror keys. Every line by a cosigner key must be
+/// valid, and all must have the same time.
 pub fn verify_cosigned(
     note: &[u8],
     log_keys: &[VerifierKey],
@@ -81,8 +85,9 @@ pub fn verify_cosigned(
     Ok((signed, first.time))
 }
 
-/// All cosignatures on a note by any of `keys`, in the order of the keys, each verified. The note's text must be that of
-/// `checkpoint`. An invalid line by one of the keys refuses the note; lines by others are ignored.
+/// Returns all cosignatures on a note by any of `keys`, in the order of the keys, each verified.
+/// The note's text must be that of `checkpoint`. An invalid line by one of the keys makes the note
+/// invalid; lines by other keys are ignored.
 pub fn verified_lines(
     note: &Note,
     checkpoint: &Checkpoint,
@@ -97,8 +102,9 @@ pub fn verified_lines(
     Ok(found)
 }
 
-/// A checkpoint note with more cosignatures, in the order given and each key's once, as far as they fit a note. This is how
-/// witnessed evidence is put together from the notes of several peers that cosigned one size.
+/// Returns a checkpoint note with cosignatures added, in the given order, once per key, as many as
+/// fit in a note. Witnessed evidence is assembled in this way from the notes of several peers that
+/// cosigned one size.
 #[must_use]
 pub fn with_cosignatures<'a>(signed: &SignedCheckpoint, lines: impl IntoIterator<Item = &'a NoteSignature>) -> Bytes {
     let Ok(mut note) = Note::parse(&signed.note) else { return signed.note.clone() };
@@ -115,13 +121,14 @@ pub fn with_cosignatures<'a>(signed: &SignedCheckpoint, lines: impl IntoIterator
     note.to_bytes().into()
 }
 
-/// The bare signature line, with its newline, by which a node says that a checkpoint of its own feed is its newest at `time`.
+/// Returns the bare signature line, with its newline, with which a node attests that a checkpoint
+/// of its own feed is its newest at `time`.
 pub fn heartbeat_line(checkpoint: &Checkpoint, key: &SigningKey, time: u64) -> Result<Bytes, CosignatureError> {
     Ok(format!("{}\n", sign_line(checkpoint, key, time)?).into())
 }
 
-/// Verifies a heartbeat on a checkpoint of the sender's own feed by one of its mirror keys, and gives its time. The name of the
-/// key must be that of the feed's owner.
+/// Verifies a heartbeat on a checkpoint of the sender's own feed by one of its mirror keys, and
+/// returns its time. The key must be named after the feed's owner.
 pub fn verify_heartbeat(line: &[u8], checkpoint: &Checkpoint, keys: &[VerifierKey]) -> Result<u64, CosignatureError> {
     let line = parse_heartbeat(line)?;
     let key = keys.iter().find(|key| line.is_by(key)).ok_or(CosignatureError::Unsigned)?;
@@ -132,14 +139,14 @@ pub fn verify_heartbeat(line: &[u8], checkpoint: &Checkpoint, keys: &[VerifierKe
     Ok(time)
 }
 
-/// The time that a cosignature line says, in seconds since the Unix epoch. Nobody has vouched for it before the line is verified; then
-/// it is what was signed.
+/// Returns the time in a cosignature line, in seconds since the Unix epoch. It is unverified until
+/// the line is verified.
 #[must_use]
 pub fn claimed_time(line: &NoteSignature) -> Option<u64> {
     line.bytes.first_chunk().map(|time| u64::from_be_bytes(*time))
 }
 
-/// The signature line that a heartbeat is.
+/// Parses the signature line of a heartbeat.
 pub fn parse_heartbeat(line: &[u8]) -> Result<NoteSignature, CosignatureError> {
     if line.len() > NOTE_BYTES_MAX {
         return Err(CosignatureError::Heartbeat);
@@ -170,7 +177,7 @@ fn check_time(time: u64) -> Result<(), CosignatureError> {
     if (1..=TREE_SIZE_MAX).contains(&time) { Ok(()) } else { Err(CosignatureError::Time) }
 }
 
-/// Whose mirror key has this name.
+/// Returns the member to which a mirror key of this name belongs.
 fn cosigner(name: &str, exchange: &ExchangeName) -> Result<Member, CosignatureError> {
     let member = name.split_once('.').and_then(|(member, _)| member.parse().ok());
     member
@@ -201,7 +208,7 @@ mod tests {
         (sign(&checkpoint, std::slice::from_ref(&log)).unwrap(), vec![log.verifier().clone()])
     }
 
-    /// The example of tlog-cosignature is read as it stands; its keys are not published.
+    /// The example of tlog-cosignature is only parsed; its keys are not published.
     #[test]
     fn the_example_of_the_specification_is_read() {
         let text = "example.com/behind-the-sofa\n20852163\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n\n\
@@ -225,12 +232,12 @@ mod tests {
             assert!(note.starts_with(&signed.note));
             let mirrors = [mirror.verifier().clone()];
             assert_eq!(verify_cosigned(&note, &log_keys, &mirrors).unwrap(), (signed.clone(), TIME));
-            // A newer key that has not signed is no obstacle.
+            // A newer key that has not signed does not matter.
             let next = key("ly.rabat.example/mirror", algorithm, 3).verifier().clone();
             assert!(verify_cosigned(&note, &log_keys, &[next.clone(), mirrors[0].clone()]).is_ok());
             assert_eq!(verify_cosigned(&note, &log_keys, &[next]), Err(CosignatureError::Unsigned));
             assert_eq!(verify_cosigned(&signed.note, &log_keys, &mirrors), Err(CosignatureError::Unsigned));
-            // The log's own signature must be there too.
+            // The log's own signature is required too.
             let mut without = Note::parse(&note).unwrap();
             without.signatures.remove(0);
             assert!(matches!(

@@ -1,7 +1,8 @@
-//! Custody notes: a member's signed statement, to a feed's owner only, of which entries it holds in full.
+//! Custody notes: a member's signed statement, to a feed's owner only, of which entries it holds in
+//! full.
 //!
-//! In scope: the format `barid custody v1`, signing and verifying it. Out of scope: to whom it goes, what counts as stored, and
-//! which keys are a member's (`roster`).
+//! In scope: the format `barid custody v1`, signing and verifying it. Out of scope: the recipient,
+//! which entries count as stored, and which keys belong to a member (`roster`).
 //!
 //! The note text has these lines, each with exactly one spelling:
 //!
@@ -10,13 +11,14 @@
 //! ma.rabat.example/feed/1                        the feed's origin
 //! 1280                                           size of the checkpoint that the range lies in
 //! CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=   its root
-//! time 1679315147                                seconds since the Unix epoch, by the holder's clock
-//! range 1024 1280                                the entries spoken of: first, one past the last
-//! digest-only 1030 1032 withheld                 of these the ones not held in full, and why
+//! time 1679315147                                seconds since the Unix epoch, holder's clock
+//! range 1024 1280                                the entries covered: first, one past the last
+//! digest-only 1030 1032 withheld                 entries among them not held in full, and why
 //! ```
 //!
-//! There is one `digest-only` line per range, ascending, within the range, not overlapping; neighbours differ in their reason.
-//! The reasons are those of v1: another one needs another version.
+//! There is one `digest-only` line per range. The ranges are ascending, within the range above, and
+//! do not overlap; adjacent ranges have different reasons. Only the reasons of v1 are allowed; a
+//! new reason needs a new version.
 
 use std::ops::Range;
 
@@ -31,7 +33,8 @@ use crate::limits::CUSTODY_RANGES_MAX;
 
 const FIRST_LINE: &str = "barid custody v1";
 
-/// The reasons of v1. A later one is said as `unknown`: adding a word here needs another version.
+/// The reasons of v1. A later reason is written as `unknown`; adding one here needs a new version
+/// of the format.
 const REASONS: [Undisclosed; 8] = [
     Undisclosed::Withheld,
     Undisclosed::Unfollowed,
@@ -52,22 +55,22 @@ pub struct CustodyNote {
     pub size: u64,
     /// Root of that checkpoint.
     pub root: Hash,
-    /// When, in seconds since the Unix epoch by the holder's clock.
+    /// Time of the statement, in seconds since the Unix epoch by the holder's clock.
     pub time: u64,
-    /// The entries spoken of; not empty.
+    /// The entries covered; not empty.
     pub range: Range<u64>,
-    /// Those of them held only as digests, with the reason: ascending, not empty, not overlapping, neighbours differing in
-    /// their reason, at most [`CUSTODY_RANGES_MAX`].
+    /// The covered entries that are held only as digests, with the reason. Ascending, not empty,
+    /// not overlapping, at most [`CUSTODY_RANGES_MAX`]; adjacent ranges have different reasons.
     pub not_held: Vec<(Range<u64>, Undisclosed)>,
 }
 
-/// Why a custody note is none.
+/// Why a custody note is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CustodyError {
-    /// Not a note, or not signed rightly.
+    /// Not a note, or with an invalid signature.
     #[error(transparent)]
     Note(#[from] NoteError),
-    /// The text is not that of a custody note; the part that is not.
+    /// The text is not that of a custody note; names the invalid part.
     #[error("the custody note has no valid {0}")]
     Text(&'static str),
     /// A key whose name is not `<member>.<exchange>/custody` in the feed's exchange.
@@ -85,9 +88,13 @@ impl From<KeyError> for CustodyError {
 }
 
 impl CustodyNote {
-    /// What is held of `range`, which lies in the tree of `checkpoint`, at `time`. `not_held` ascends and may reach beyond the
-    /// range; neighbours of one reason are joined. Where it needs more than [`CUSTODY_RANGES_MAX`] lines the note speaks of the
-    /// beginning of the range only, as its own `range` says: another note says the rest.
+    /// Creates a note on the entries of `range` held at `time`. The range lies in the tree of
+    /// `checkpoint`.
+    ///
+    /// `not_held` is ascending and may extend beyond the range; adjacent ranges with the same
+    /// reason are joined. If more than [`CUSTODY_RANGES_MAX`] lines are needed, the note covers
+    /// only the beginning of the range, and its own `range` ends there; the rest needs another
+    /// note.
     pub fn new(
         checkpoint: &Checkpoint,
         time: u64,
@@ -118,14 +125,14 @@ impl CustodyNote {
         Ok(note)
     }
 
-    /// Whether it says that the entry at `index` is held in full.
+    /// Returns whether the note attests that the entry at `index` is held in full.
     #[must_use]
     pub fn holds(&self, index: u64) -> bool {
         let next = self.not_held.partition_point(|(part, _)| part.end <= index);
         self.range.contains(&index) && self.not_held.get(next).is_none_or(|(part, _)| index < part.start)
     }
 
-    /// The note text.
+    /// Returns the note text.
     #[must_use]
     pub fn text(&self) -> String {
         use std::fmt::Write as _;
@@ -143,7 +150,7 @@ impl CustodyNote {
         text
     }
 
-    /// Reads a note text. What this accepts prints to the same text.
+    /// Parses a note text. For every text accepted here, [`Self::text`] returns the same text.
     pub fn parse_text(text: &str) -> Result<Self, CustodyError> {
         let mut lines = text.strip_suffix('\n').ok_or(CustodyError::Text("last newline"))?.split('\n');
         let mut line = |what| lines.next().ok_or(CustodyError::Text(what));
@@ -167,15 +174,16 @@ impl CustodyNote {
         Ok(note)
     }
 
-    /// Signs with the holder's custody key, a plain Ed25519 key (type 0x01). Gives the whole note.
+    /// Signs with the holder's custody key, a plain Ed25519 key (type 0x01), and returns the whole
+    /// note.
     pub fn sign(&self, key: &SigningKey) -> Result<Bytes, CustodyError> {
         self.check()?;
         holder(key.name(), &self.feed.exchange)?;
         Ok(Note::sign(&self.text(), key)?.to_bytes().into())
     }
 
-    /// Verifies a custody note by at least one of `keys`, which are one member's custody keys. Every line by one of them must be
-    /// valid; others are ignored.
+    /// Verifies a custody note by at least one of `keys`, which are one member's custody keys.
+    /// Every line by one of them must be valid; other lines are ignored.
     pub fn verify(note: &[u8], keys: &[VerifierKey]) -> Result<Self, CustodyError> {
         let note = Note::parse(note)?;
         let custody = Self::parse_text(&note.text)?;
@@ -230,7 +238,7 @@ fn parse_digest_only(line: &str) -> Option<(Range<u64>, Undisclosed)> {
     Some((parse_range(range)?, reason))
 }
 
-/// Whose custody key has this name.
+/// Returns the member to which a custody key of this name belongs.
 fn holder(name: &str, exchange: &ExchangeName) -> Result<Member, CustodyError> {
     let member = name.split_once('.').and_then(|(member, _)| member.parse().ok());
     member

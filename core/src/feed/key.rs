@@ -1,8 +1,9 @@
-//! Keys of signed notes: which there are, how they are written, and raw signing and verifying with them.
+//! Keys of signed notes: types, encodings, and raw signing and verification.
 //!
-//! In scope: C2SP signed-note verifier keys (`<name>+<id>+<base64>`), the matching private keys of golang.org/x/mod/sumdb/note,
-//! and the three signature types that Barid uses. Out of scope: what is signed (`note`, `timestamped`), whose key counts when
-//! (`roster`), and where private keys come from: a seed is an argument.
+//! In scope: C2SP signed-note verifier keys (`<name>+<id>+<base64>`), the matching private keys of
+//! golang.org/x/mod/sumdb/note, and the three signature types that Barid uses. Out of scope: what
+//! is signed (`note`, `timestamped`), which keys count and when (`roster`), and the source of
+//! private keys: a seed is an argument.
 
 use std::fmt;
 use std::hash::{Hash as StdHash, Hasher};
@@ -26,15 +27,16 @@ pub enum Algorithm {
     Ed25519,
     /// 0x04: Ed25519 over a checkpoint with a time (tlog-cosignature).
     CosignatureEd25519,
-    /// 0x06: ML-DSA-44 over a tree head with a time (tlog-cosignature). A log may sign its own checkpoints with it too.
+    /// 0x06: ML-DSA-44 over a tree head with a time (tlog-cosignature). A log may sign its own
+    /// checkpoints with it too.
     CosignatureMlDsa44,
 }
 
 impl Algorithm {
-    /// All that Barid knows.
+    /// All supported types.
     pub const ALL: [Self; 3] = [Self::Ed25519, Self::CosignatureEd25519, Self::CosignatureMlDsa44];
 
-    /// Its assigned signature type byte.
+    /// Returns the assigned signature type byte.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
@@ -44,13 +46,13 @@ impl Algorithm {
         }
     }
 
-    /// From its signature type byte.
+    /// Returns the type with this signature type byte.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|known| known.number() == number)
     }
 
-    /// Length of a public key, in bytes.
+    /// Returns the length of a public key, in bytes.
     #[must_use]
     pub fn public_key_bytes(self) -> usize {
         match self {
@@ -60,7 +62,7 @@ impl Algorithm {
     }
 }
 
-/// What is wrong with a key, or with a use of it.
+/// Why a key, or a use of it, is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Not of the form of a key.
@@ -72,42 +74,42 @@ pub enum KeyError {
     /// A signature type that Barid does not use.
     #[error("signature type {0:#04x} is not supported")]
     Algorithm(u8),
-    /// Key material of another length than its type has.
+    /// Key material whose length does not match its type.
     #[error("the key has {found} bytes, its type has {expected}")]
     Length {
-        /// As its type has.
+        /// Length for its type.
         expected: usize,
-        /// As found.
+        /// Length found.
         found: usize,
     },
-    /// The id is not the one that name, type and key give.
+    /// The id does not match name, type and key.
     #[error("the key id is {found}, name and key yield {expected}")]
     Id {
-        /// As name, type and key give, in hex.
+        /// Id derived from name, type and key, in hex.
         expected: String,
-        /// As written.
+        /// Id as written.
         found: String,
     },
-    /// Not a point of the curve, not written canonically, or of small order.
+    /// Not a point of the curve, not in canonical encoding, or of small order.
     #[error("the public key is not a sound point of the curve")]
     Point,
-    /// A key of this type does not sign that.
+    /// A key of this type does not sign this type of message.
     #[error("key `{name}` of type {number:#04x} does not sign {what}")]
     Purpose {
         /// The key's name.
         name: String,
         /// The key's signature type.
         number: u8,
-        /// What was to be signed or verified.
+        /// The message to be signed or verified.
         what: &'static str,
     },
-    /// The signature algorithm gave up (ML-DSA rejects candidates, and stops after very many).
+    /// Signing failed: ML-DSA rejects candidates, and stops after very many.
     #[error("no signature was found")]
     Signing,
 }
 
-/// A public key with its name: what verifies one signature type. Cheap to clone. Printed and parsed as a C2SP vkey,
-/// `<name>+<hex id>+<base64 of type and key>`.
+/// A named public key that verifies one signature type. Cheap to clone. Printed and parsed as a
+/// C2SP vkey, `<name>+<hex id>+<base64 of type and key>`.
 #[derive(Clone)]
 pub struct VerifierKey {
     name: Arc<str>,
@@ -122,14 +124,14 @@ enum Public {
     MlDsa44(Arc<MlDsaPublic>),
 }
 
-/// An ML-DSA key with its matrix expanded, which is most of the work of verifying.
+/// An ML-DSA key with its matrix expanded. Expanding it is most of the cost of a verification.
 struct MlDsaPublic {
     bytes: Vec<u8>,
     key: ml_dsa::VerifyingKey<MlDsa44>,
 }
 
 impl VerifierKey {
-    /// From its name and raw public key.
+    /// Creates a key from its name and raw public key.
     pub fn new(name: &str, algorithm: Algorithm, public: &[u8]) -> Result<Self, KeyError> {
         check_name(name)?;
         let length = || KeyError::Length { expected: algorithm.public_key_bytes(), found: public.len() };
@@ -138,7 +140,8 @@ impl VerifierKey {
             Algorithm::Ed25519 | Algorithm::CosignatureEd25519 => {
                 let bytes: &[u8; 32] = public.try_into().map_err(|_| length())?;
                 let key = ed25519_dalek::VerifyingKey::from_bytes(bytes).map_err(|_| KeyError::Point)?;
-                // One key must have one encoding, and a key of small order verifies what nobody signed.
+                // A key must have only one encoding, and with a key of small order signatures
+                // verify that nobody made.
                 if key.is_weak() || key.to_edwards().compress().as_bytes() != bytes {
                     return Err(KeyError::Point);
                 }
@@ -153,31 +156,33 @@ impl VerifierKey {
         Ok(Self { name: name.into(), id, algorithm, public })
     }
 
-    /// The key's name, as in its signature lines.
+    /// Returns the key's name, as in its signature lines.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The first four bytes of SHA-256(name ‖ 0x0A ‖ type ‖ key): a hint, never an authority.
+    /// Returns the first four bytes of SHA-256(name ‖ 0x0A ‖ type ‖ key): a hint, never an
+    /// authority.
     #[must_use]
     pub fn id(&self) -> [u8; 4] {
         self.id
     }
 
-    /// SHA-256(name ‖ 0x0A ‖ type ‖ key), of which the id is the beginning: what people compare, by telephone if need be.
+    /// Returns SHA-256(name ‖ 0x0A ‖ type ‖ key), which begins with the id. People compare it, by
+    /// telephone if necessary.
     #[must_use]
     pub fn fingerprint(&self) -> Hash {
         Hash(fingerprint(&self.name, self.algorithm, self.public_bytes()))
     }
 
-    /// What it signs.
+    /// Returns its signature type.
     #[must_use]
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The raw public key.
+    /// Returns the raw public key.
     #[must_use]
     pub fn public_bytes(&self) -> &[u8] {
         match &self.public {
@@ -186,7 +191,7 @@ impl VerifierKey {
         }
     }
 
-    /// Whether `signature` (without key id and time) is this key's over exactly `message`.
+    /// Returns whether `signature` (without key id and time) is by this key over exactly `message`.
     pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         match &self.public {
             Public::Ed25519(key) => ed25519_dalek::Signature::from_slice(signature)
@@ -242,7 +247,8 @@ impl fmt::Debug for VerifierKey {
     }
 }
 
-/// A private key with its name. It is wiped from memory when dropped, and neither printed nor compared.
+/// A named private key. It is wiped from memory when dropped, and can be neither printed nor
+/// compared.
 #[derive(Clone)]
 pub struct SigningKey {
     verifier: VerifierKey,
@@ -259,7 +265,7 @@ const SKEY_FORM: &str = "PRIVATE+KEY+<name>+<id>+<base64>";
 const SKEY_PREFIX: &str = "PRIVATE+KEY+";
 
 impl SigningKey {
-    /// The key that a 32-byte seed gives (RFC 8032 section 5.1.5; FIPS 204 algorithm 6).
+    /// Derives the key from a 32-byte seed (RFC 8032 section 5.1.5; FIPS 204 algorithm 6).
     pub fn from_seed(name: &str, algorithm: Algorithm, seed: [u8; 32]) -> Result<Self, KeyError> {
         let seed = Zeroizing::new(seed);
         let (secret, verifier) = match algorithm {
@@ -277,7 +283,7 @@ impl SigningKey {
         Ok(Self { verifier, secret })
     }
 
-    /// From its text, as [`SigningKey::to_text`] gives it.
+    /// Parses the text that [`SigningKey::to_text`] returns.
     pub fn from_text(text: &str) -> Result<Self, KeyError> {
         let rest = text.strip_prefix(SKEY_PREFIX).ok_or(KeyError::Form(SKEY_FORM))?;
         let (name, id, algorithm, material) = parse_parts(rest, SKEY_FORM)?;
@@ -288,7 +294,8 @@ impl SigningKey {
         Ok(key)
     }
 
-    /// `PRIVATE+KEY+<name>+<hex id>+<base64 of type and seed>`, as golang.org/x/mod/sumdb/note writes it.
+    /// Returns `PRIVATE+KEY+<name>+<hex id>+<base64 of type and seed>`, the encoding of
+    /// golang.org/x/mod/sumdb/note.
     #[must_use]
     pub fn to_text(&self) -> Zeroizing<String> {
         let seed: &[u8] = match &self.secret {
@@ -301,25 +308,25 @@ impl SigningKey {
         Zeroizing::new(format!("{SKEY_PREFIX}{}+{}+{}", self.name(), hex::encode(self.verifier.id), *encoded))
     }
 
-    /// Its public key.
+    /// Returns its public key.
     #[must_use]
     pub fn verifier(&self) -> &VerifierKey {
         &self.verifier
     }
 
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub fn name(&self) -> &str {
         self.verifier.name()
     }
 
-    /// What it signs.
+    /// Returns its signature type.
     #[must_use]
     pub fn algorithm(&self) -> Algorithm {
         self.verifier.algorithm
     }
 
-    /// The signature over exactly `message`; always the same one.
+    /// Returns the signature over exactly `message`. Signing is deterministic.
     pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         match &self.secret {
             Secret::Ed25519(key) => Ok(key.sign(message).to_bytes().to_vec()),
@@ -337,7 +344,7 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// SHA-256(name ‖ 0x0A ‖ type ‖ key).
+/// Returns SHA-256(name ‖ 0x0A ‖ type ‖ key).
 fn fingerprint(name: &str, algorithm: Algorithm, public: &[u8]) -> [u8; 32] {
     let hash = Sha256::new().chain_update(name).chain_update([b'\n', algorithm.number()]).chain_update(public);
     hash.finalize().into()
@@ -348,12 +355,12 @@ fn key_id(name: &str, algorithm: Algorithm, public: &[u8]) -> [u8; 4] {
     [hash[0], hash[1], hash[2], hash[3]]
 }
 
-/// What C2SP signed-note asks of every key's name: not empty, no Unicode spaces and no `+`.
+/// Returns whether a name satisfies C2SP signed-note: not empty, no Unicode spaces and no `+`.
 pub(super) fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c == '+')
 }
 
-/// What a key is named that is used here: people read the name.
+/// Checks the stricter rules for names of keys used here, because people read them.
 fn check_name(name: &str) -> Result<(), KeyError> {
     if !is_name(name) || name.len() > KEY_NAME_BYTES_MAX || name.contains(char::is_control) {
         return Err(KeyError::Name(name.chars().take(80).collect()));
@@ -368,7 +375,8 @@ fn check_id(found: &str, expected: [u8; 4]) -> Result<(), KeyError> {
 
 type Parts<'a> = (&'a str, &'a str, Algorithm, Zeroizing<Vec<u8>>);
 
-/// Name, id, type and key material of `<name>+<id>+<base64>`; the base64 part may itself have `+` in it.
+/// Splits `<name>+<id>+<base64>` into name, id, type and key material. The base64 part may contain
+/// `+`.
 fn parse_parts<'a>(text: &'a str, form: &'static str) -> Result<Parts<'a>, KeyError> {
     let mut parts = text.splitn(3, '+');
     let (Some(name), Some(id), Some(encoded)) = (parts.next(), parts.next(), parts.next()) else {
@@ -459,7 +467,8 @@ mod tests {
     #[test]
     fn unsound_keys_are_rejected() {
         let rejected = |text: &str| text.parse::<VerifierKey>().unwrap_err();
-        // The reference implementation's table of bad keys: a wrong length and an unknown type, each with a fitting id.
+        // Bad keys of the reference implementation: an unknown type and a wrong length, each with a
+        // matching id.
         assert!(matches!(
             rejected("PeterNeumann+173116ae+ZRpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"),
             KeyError::Algorithm(0x65)
@@ -477,7 +486,7 @@ mod tests {
             rejected("Peter Neumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"),
             KeyError::Name(_)
         ));
-        // The identity, of order 1, and a y that is not reduced.
+        // The identity, of order 1, and a y coordinate that is not reduced.
         let mut identity = [0; 32];
         identity[0] = 1;
         assert_eq!(VerifierKey::new("a", Algorithm::Ed25519, &identity).unwrap_err(), KeyError::Point);

@@ -1,7 +1,8 @@
-//! A member's feed: an append-only log that proves itself, in the formats of C2SP.
+//! A member's feed: an append-only log with cryptographic proofs, in the formats of C2SP.
 //!
-//! In scope: the Merkle tree, signed notes, checkpoints, cosignatures, custody notes and offline proofs. Out of scope: what the
-//! entries say (`bulletin`), whose keys are valid (`roster`), and where anything is stored.
+//! In scope: the Merkle tree, signed notes, checkpoints, cosignatures, custody notes and offline
+//! proofs. Out of scope: the content of entries (`bulletin`), which keys are valid (`roster`), and
+//! storage.
 
 pub mod checkpoint;
 pub mod cosignature;

@@ -1,7 +1,8 @@
-//! Signed notes, as C2SP signed-note defines them: a text, a blank line, and signature lines.
+//! Signed notes, as in C2SP signed-note: a text, a blank line, and signature lines.
 //!
-//! In scope: reading and writing the form, and the plain Ed25519 signature (type 0x01) over the text. Out of scope: what a text
-//! says, signatures with a time (`timestamped`), and which keys are trusted.
+//! In scope: parsing and formatting, and the plain Ed25519 signature (type 0x01) over the text. Out
+//! of scope: the meaning of a text, signatures with a time (`timestamped`), and which keys are
+//! trusted.
 
 use std::fmt;
 
@@ -11,19 +12,19 @@ use base64::engine::general_purpose::STANDARD;
 pub use super::key::{Algorithm, KeyError, SigningKey, VerifierKey};
 use crate::limits::{NOTE_BYTES_MAX, NOTE_SIGNATURES_MAX};
 
-/// A text with its signatures, none of which has been verified yet.
+/// A text with its signatures, none of which has been verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// The text, with its last newline: what is signed.
+    /// The text, including its last newline. This is the signed message.
     pub text: String,
-    /// The signature lines, in their order.
+    /// The signature lines, in order.
     pub signatures: Vec<NoteSignature>,
 }
 
 /// One signature line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoteSignature {
-    /// Name of the key that is said to have signed.
+    /// Name of the key that the line claims.
     pub name: String,
     /// Its key id: a hint, never an authority.
     pub id: [u8; 4],
@@ -31,7 +32,7 @@ pub struct NoteSignature {
     pub bytes: Vec<u8>,
 }
 
-/// Why bytes are no note, or a note is not signed by a key.
+/// Why bytes are not a note, or a note is not signed by a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoteError {
     /// Larger than a note may be.
@@ -48,7 +49,7 @@ pub enum NoteError {
     /// No text, blank line and signature lines.
     #[error("the note has no text followed by a blank line and signatures")]
     Form,
-    /// More signature lines than are read.
+    /// More signature lines than allowed.
     #[error("the note has more than {NOTE_SIGNATURES_MAX} signatures")]
     TooManySignatures,
     /// Not `— <name> <base64>`.
@@ -57,24 +58,25 @@ pub enum NoteError {
     /// No line by this key.
     #[error("the note is not signed by {0}")]
     Unsigned(String),
-    /// Several lines by this key, which leaves it open what it said.
+    /// Several lines by this key, which makes its statement ambiguous.
     #[error("the note is signed by {0} more than once")]
     SignedTwice(String),
-    /// A line by this key that is not its signature.
+    /// A line by this key with an invalid signature.
     #[error("the note's signature by {0} is wrong")]
     BadSignature(String),
-    /// A key that does not fit.
+    /// An unsuitable key.
     #[error(transparent)]
     Key(#[from] KeyError),
 }
 
 impl Note {
-    /// Reads a note of at most [`NOTE_BYTES_MAX`]. What this accepts re-encodes to the same bytes.
+    /// Parses a note of at most [`NOTE_BYTES_MAX`]. For every note accepted here, encoding returns
+    /// the same bytes.
     pub fn parse(bytes: &[u8]) -> Result<Self, NoteError> {
         Self::parse_bounded(bytes, NOTE_BYTES_MAX)
     }
 
-    /// Reads a note of at most `max` bytes.
+    /// Parses a note of at most `max` bytes.
     pub fn parse_bounded(bytes: &[u8], max: usize) -> Result<Self, NoteError> {
         if bytes.len() > max {
             return Err(NoteError::TooLarge { max, found: bytes.len() });
@@ -83,7 +85,7 @@ impl Note {
         if whole.bytes().any(|byte| byte < b' ' && byte != b'\n') {
             return Err(NoteError::NotText);
         }
-        // Signature lines are never empty, so the last empty line is where they begin.
+        // Signature lines are never empty, so they begin after the last empty line.
         let blank = whole.rfind("\n\n").ok_or(NoteError::Form)?;
         let (text, lines) = (&whole[..=blank], &whole[blank + 2..]);
         let lines = lines.strip_suffix('\n').ok_or(NoteError::Form)?;
@@ -105,13 +107,13 @@ impl Note {
         Ok(Self { text: text.to_owned(), signatures: vec![key.sign_text(text)?] })
     }
 
-    /// The bytes of the note.
+    /// Returns the bytes of the note.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         self.to_string().into_bytes()
     }
 
-    /// Verifies the plain Ed25519 signature (type 0x01) of `key`, which must be there exactly once.
+    /// Verifies the plain Ed25519 signature (type 0x01) of `key`, which must occur exactly once.
     pub fn verify(&self, key: &VerifierKey) -> Result<(), NoteError> {
         if key.algorithm() != Algorithm::Ed25519 {
             return Err(key.cannot("the text of a note").into());
@@ -124,7 +126,7 @@ impl Note {
         }
     }
 
-    /// The one line that says it is by `key`.
+    /// Returns the line that claims to be by `key`, if there is one; several are an error.
     pub(super) fn line_by(&self, key: &VerifierKey) -> Result<Option<&NoteSignature>, NoteError> {
         let mut lines = self.signatures.iter().filter(|line| line.is_by(key));
         let line = lines.next();
@@ -150,14 +152,14 @@ impl NoteSignature {
         Self { name: key.name().to_owned(), id: key.verifier().id(), bytes }
     }
 
-    /// Whether name and id are those of `key`. This says nothing about who signed.
+    /// Returns whether name and id are those of `key`. This does not authenticate the line.
     #[must_use]
     pub fn is_by(&self, key: &VerifierKey) -> bool {
         self.id == key.id() && self.name == key.name()
     }
 
-    /// Reads one line without its newline. Its name may be longer and odder than those of keys accepted here: a signature by an unknown
-    /// key is ignored.
+    /// Parses one line without its newline. Longer and less restricted names than those of our keys
+    /// are accepted, because signatures by unknown keys are ignored.
     pub(super) fn parse_line(line: &str) -> Option<Self> {
         let (name, encoded) = line.strip_prefix("— ")?.split_once(' ')?;
         if !super::key::is_name(name) {
@@ -239,7 +241,7 @@ mod tests {
         assert!(matches!(Note::parse(&large), Err(NoteError::TooLarge { .. })));
     }
 
-    /// The note at the head of the specification, whose key it does not name.
+    /// The note at the beginning of the specification, which does not give its key.
     const POEM: &str = "Ognuno sta solo sul cuor della terra\ntrafitto da un raggio di sole:\n\ned è subito sera.\n\n\
         — quasimodo.example/salvatore NnugSzTjtVAewIS+Z/iJhUPeFDkO/5QQ2i5ddnGITLlC+EhfLW9oJKONrMouFSQU0xMcXxj99ihAQwaqP3ZekRwNtIc=\n";
 

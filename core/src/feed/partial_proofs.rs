@@ -1,19 +1,21 @@
-//! Proofs out of the middle of a catch-up.
+//! Derives proofs in the middle of a catch-up.
 //!
-//! In scope: whoever holds the first `size` entries of a feed, and the proof that a checkpoint of `new` extends them, can prove as much
-//! of every earlier size, and of every entry. So half a feed can be served on, from its first entry, by a node whose own source is gone. Out of scope: verifying
-//! (`tree`).
+//! In scope: a holder of the first `size` entries of a feed, and of the proof that a checkpoint of
+//! size `new` extends them, can derive the proofs for every smaller size and for every entry it
+//! holds. So a node whose own upstream is gone can still serve the part of the feed that it has,
+//! from the first entry on. Out of scope: verification (`tree`).
 
 use std::ops::Range;
 
 use super::tree::{HashReader, consistency_ranges, inclusion_ranges, node_hash, range_roots, split_point};
 use crate::ids::Hash;
 
-/// The consistency proof from `end` to `new` leaves, where the tree is known up to `size` only and `proof` leads from there to `new`:
-/// `0 < end <= size <= new`. `None` if `proof` has another length than such a proof has.
+/// Returns the consistency proof from `end` to `new` leaves, given a tree known only up to `size`
+/// and the `proof` from `size` to `new`: `0 < end <= size <= new`. `None` if the length of `proof`
+/// does not match the sizes.
 ///
 /// # Errors
-/// What reading `tree` says.
+/// Any error of reading `tree`.
 pub fn partial_consistency_proof<R: HashReader>(
     tree: &R,
     end: u64,
@@ -29,11 +31,12 @@ pub fn partial_consistency_proof<R: HashReader>(
     consistency_ranges(end, new).into_iter().map(|range| partial_tree.root(range)).collect()
 }
 
-/// The inclusion proof of the record at `index` in a tree of `new` leaves, where the tree is known up to `size` only and `proof` leads
-/// from there to `new`: `index < size <= new`. `None` if `proof` has another length than such a proof has.
+/// Returns the inclusion proof of the record at `index` in a tree of `new` leaves, given a tree
+/// known only up to `size` and the `proof` from `size` to `new`: `index < size <= new`. `None` if
+/// the length of `proof` does not match the sizes.
 ///
 /// # Errors
-/// What reading `tree` says.
+/// Any error of reading `tree`.
 pub fn partial_inclusion_proof<R: HashReader>(
     tree: &R,
     index: u64,
@@ -52,7 +55,8 @@ pub fn partial_inclusion_proof<R: HashReader>(
 struct PartialTree<'a, R> {
     tree: &'a R,
     size: u64,
-    /// What the proof says of subtrees, among them all that lie beyond `size` beside the way to its edge.
+    /// Subtree roots from the proof. They include every subtree beyond `size` that is a sibling on
+    /// the path to the right edge at `size`.
     known_roots: Vec<(Range<u64>, &'a Hash)>,
 }
 

@@ -1,6 +1,6 @@
-//! The few words that feed formats are made of: each has exactly one spelling.
+//! Parsing of the primitive values in feed formats. Each value has exactly one spelling.
 //!
-//! In scope: reading decimals and base64 hashes strictly. Out of scope: the formats.
+//! In scope: strict parsing of decimals and base64 hashes. Out of scope: the formats.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::tree::TREE_SIZE_MAX;
 use crate::ids::Hash;
 
-/// A decimal without leading zeroes, of at most 2^63 - 1: sizes, indexes and times.
+/// Parses a decimal without leading zeroes, of at most 2^63 - 1: sizes, indexes and times.
 pub(crate) fn decimal(text: &str) -> Option<u64> {
     let canonical = text == "0" || !text.starts_with('0');
     if !canonical || !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -17,12 +17,12 @@ pub(crate) fn decimal(text: &str) -> Option<u64> {
     text.parse().ok().filter(|number| *number <= TREE_SIZE_MAX)
 }
 
-/// A hash in base64.
+/// Parses a hash in base64.
 pub(crate) fn hash(text: &str) -> Option<Hash> {
     Some(Hash(STANDARD.decode(text).ok()?.try_into().ok()?))
 }
 
-/// The base64 of a hash.
+/// Returns a hash in base64.
 pub(crate) fn base64(hash: &Hash) -> String {
     STANDARD.encode(hash.0)
 }

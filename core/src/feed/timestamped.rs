@@ -1,7 +1,7 @@
-//! Signatures with a time over a tree head: the messages and encodings of C2SP tlog-cosignature.
+//! Timestamped signatures over a tree head: the messages and encodings of C2SP tlog-cosignature.
 //!
-//! In scope: `timestamped_signature` for Ed25519 (type 0x04) and ML-DSA-44 (type 0x06). Out of scope: what a signer means by it,
-//! and in which note it travels.
+//! In scope: `timestamped_signature` for Ed25519 (type 0x04) and ML-DSA-44 (type 0x06). Out of
+//! scope: what a signer attests with it, and the note that carries it.
 
 use super::key::{Algorithm, KeyError, SigningKey, VerifierKey};
 use super::note::NoteSignature;
@@ -12,7 +12,7 @@ use crate::ids::Hash;
 /// First bytes of every ML-DSA-44 message.
 const SUBTREE_LABEL: &[u8; 12] = b"subtree/v1\n\0";
 
-/// What is signed beside the time.
+/// The signed content besides the time.
 #[derive(Clone, Copy)]
 pub(super) struct TreeHead<'a> {
     pub(super) origin: &'a str,
@@ -21,12 +21,13 @@ pub(super) struct TreeHead<'a> {
 }
 
 impl TreeHead<'_> {
-    /// The note text of the checkpoint, without extension lines (tlog-checkpoint).
+    /// Returns the note text of the checkpoint, without extension lines (tlog-checkpoint).
     pub(super) fn text(self) -> String {
         format!("{}\n{}\n{}\n", self.origin, self.size, base64(self.root))
     }
 
-    /// Signs with a key of type 0x04 or 0x06. `time` is in seconds since the Unix epoch, at most 2^63 - 1.
+    /// Signs with a key of type 0x04 or 0x06. `time` is in seconds since the Unix epoch, at most
+    /// 2^63 - 1.
     pub(super) fn sign(self, key: &SigningKey, time: u64) -> Result<NoteSignature, KeyError> {
         let message = self.message(key.verifier(), time)?;
         let mut bytes = time.to_be_bytes().to_vec();
@@ -34,7 +35,8 @@ impl TreeHead<'_> {
         Ok(NoteSignature::new(key, bytes))
     }
 
-    /// The time of a signature by `key`, if it is one over this tree head. The caller has matched name and id.
+    /// Returns the time of a signature by `key` if it is valid for this tree head. The caller has
+    /// matched name and id.
     pub(super) fn verify(self, key: &VerifierKey, line: &NoteSignature) -> Result<Option<u64>, KeyError> {
         let Some((time, signature)) = line.bytes.split_first_chunk() else { return Ok(None) };
         let time = u64::from_be_bytes(*time);
@@ -62,7 +64,7 @@ impl TreeHead<'_> {
     }
 }
 
-/// A text of 1 to 255 bytes after its length in one byte.
+/// Appends a text of 1 to 255 bytes, preceded by its length in one byte.
 fn push_short(message: &mut Vec<u8>, text: &str) -> Result<(), KeyError> {
     let length = u8::try_from(text.len()).ok().filter(|length| *length > 0);
     message.push(length.ok_or_else(|| KeyError::Name(text.chars().take(80).collect()))?);
@@ -78,9 +80,9 @@ mod tests {
     use super::super::text::hash;
     use super::*;
 
-    /// The reference notes' root; it is also the one in the examples of tlog-checkpoint.
+    /// The root of the reference notes; the examples of tlog-checkpoint use it too.
     const ROOT: &str = "CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=";
-    /// A note and its key made with github.com/transparency-dev/formats/note.
+    /// A note and its key created with github.com/transparency-dev/formats/note.
     const ED25519_KEY: &str = "vec.example/cosigv10+c12688da+BLMSTPoQj0PojM8eKiPf9xUT8g6b0OuMyvYb5sSu9JH5";
     const ED25519_NOTE: &str = "vec.example/cosigv10\n42\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n\n\
         — vec.example/cosigv10 wSaI2gAAAABqbL5Q3HjbTCJeqMg3tmpdYGAg05ijTi7k0pyreJSULmtv3g+yXH+G/Ko87JG+QkLF6af9+GVVNlEIgf6T0bw0wQyMDw==\n";

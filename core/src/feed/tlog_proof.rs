@@ -1,8 +1,8 @@
 //! Offline proofs that an entry is in a feed: C2SP tlog-proof, `c2sp.org/tlog-proof@v1`.
 //!
-//! In scope: the format and its verification against the feed's keys. Out of scope: cosignatures on the checkpoint and what they
-//! amount to (`evidence`), and the format's `extra` line: it is not authenticated, Barid has no use for it, and a proof with
-//! one is refused.
+//! In scope: the format and its verification against the feed's keys. Out of scope: cosignatures on
+//! the checkpoint and their number (`evidence`). A proof with the format's `extra` line is
+//! rejected: the line is not authenticated, and Barid does not need it.
 
 use bytes::Bytes;
 
@@ -15,24 +15,24 @@ use crate::limits::{PROOF_HASHES_MAX, TLOG_PROOF_BYTES_MAX};
 
 const FIRST_LINE: &str = "c2sp.org/tlog-proof@v1";
 
-/// Where an entry stands, its inclusion proof, and the checkpoint that the proof leads to.
+/// Index of an entry, its inclusion proof, and the checkpoint that it leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlogProof {
     /// Index of the entry.
     pub index: u64,
     /// Inclusion proof, from the leaf's sibling to the root's child.
     pub proof: Vec<Hash>,
-    /// The checkpoint note, verbatim, with whatever cosignatures it carries.
+    /// The checkpoint note, verbatim, with any cosignatures on it.
     pub checkpoint: Bytes,
 }
 
-/// Why bytes are no proof, or prove nothing.
+/// Why bytes are not a proof, or the proof is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlogProofError {
     /// Larger than [`TLOG_PROOF_BYTES_MAX`].
     #[error("the proof has {0} bytes, more than {TLOG_PROOF_BYTES_MAX}")]
     TooLarge(usize),
-    /// Not of the format; the part that is not.
+    /// Not in the format; names the invalid part.
     #[error("the proof has no valid {0}")]
     Form(&'static str),
     /// The checkpoint is not valid.
@@ -44,7 +44,7 @@ pub enum TlogProofError {
 }
 
 impl TlogProof {
-    /// The bytes of the proof.
+    /// Returns the bytes of the proof.
     #[must_use]
     pub fn format(&self) -> Vec<u8> {
         let mut head = format!("{FIRST_LINE}\nindex {}\n", self.index);
@@ -58,7 +58,8 @@ impl TlogProof {
         bytes
     }
 
-    /// Reads a proof; the checkpoint in it is kept as it is and not read. What this accepts formats to the same bytes.
+    /// Parses a proof, without parsing the checkpoint in it. For every proof accepted here,
+    /// [`Self::format`] returns the same bytes.
     pub fn parse(bytes: &[u8]) -> Result<Self, TlogProofError> {
         if bytes.len() > TLOG_PROOF_BYTES_MAX {
             return Err(TlogProofError::TooLarge(bytes.len()));
@@ -82,7 +83,8 @@ impl TlogProof {
         Ok(Self { index, proof, checkpoint: Bytes::copy_from_slice(checkpoint) })
     }
 
-    /// Verifies that the record `digest` is in the feed whose keys, all of them, are `log_keys`, and gives the checkpoint.
+    /// Verifies that the record `digest` is in the feed, and returns the checkpoint. `log_keys` are
+    /// all of the feed's keys.
     pub fn verify(&self, digest: &Digest, log_keys: &[VerifierKey]) -> Result<SignedCheckpoint, TlogProofError> {
         let signed = SignedCheckpoint::verify(&self.checkpoint, log_keys)?;
         let head = &signed.checkpoint;
@@ -101,7 +103,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The head of the example in tlog-proof, without its `extra` line.
+    /// The first part of the example in tlog-proof, without its `extra` line.
     const EXAMPLE: &str = "c2sp.org/tlog-proof@v1\nindex 73894\n\
         gSKyXoYZUgZ6jduWYrkDOARinOMGJveXjgMkBTcdPlQ=\nB95lDa8R83lS8n0eG+o0buTxRKQTYFi//1U8anccXmA=\n\n\
         example.com/fancylog\n109482\nsFodV/vSp5O8n9a8QpW6PRY97tfOSW5bsc2Xl/EQi08=\n\n— example.com/fancylog hI2DJw==\n";

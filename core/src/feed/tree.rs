@@ -1,10 +1,12 @@
-//! The Merkle tree of a feed: RFC 6962 section 2.1 over SHA-256, each record being an entry's 32-byte digest.
+//! The Merkle tree of a feed: RFC 6962 section 2.1 over SHA-256. Each record is an entry's 32-byte
+//! digest.
 //!
-//! In scope: hashing, the right edge that an append needs, making inclusion and consistency proofs from stored subtree hashes,
-//! and verifying them (RFC 9162 sections 2.1.3.2 and 2.1.4.2). Out of scope: where hashes are stored, and signatures.
+//! In scope: hashing, the compact range that an append needs, creating inclusion and consistency
+//! proofs from stored subtree hashes, and verifying them (RFC 9162 sections 2.1.3.2 and 2.1.4.2).
+//! Out of scope: where hashes are stored, and signatures.
 //!
-//! A proof by itself does not bind the size of the tree: only a signed checkpoint ties a size to a root. Callers pass size and
-//! root from one verified checkpoint.
+//! A proof by itself does not bind the size of the tree; only a signed checkpoint binds a size to a
+//! root. Callers pass size and root from one verified checkpoint.
 
 use std::ops::Range;
 
@@ -13,33 +15,33 @@ use sha2::{Digest as _, Sha256};
 use crate::ids::{Digest, Hash};
 use crate::limits::PROOF_HASHES_MAX;
 
-/// Leaves that a tree may have, at most: C2SP formats carry sizes that fit a signed 64-bit number.
+/// Largest number of leaves in a tree. Sizes in C2SP formats fit in a signed 64-bit number.
 pub const TREE_SIZE_MAX: u64 = i64::MAX as u64;
 
-/// A complete subtree: the one over leaves `[index << level, (index + 1) << level)`. Level 0 are the leaves.
+/// A complete subtree, over leaves `[index << level, (index + 1) << level)`. Leaves are level 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId {
     /// Height above the leaves, below 64.
     pub level: u8,
-    /// Place among the subtrees of that level, from the left.
+    /// Index among the subtrees of that level, from the left.
     pub index: u64,
 }
 
 impl NodeId {
-    /// The leaf at `index`.
+    /// Returns the leaf at `index`.
     #[must_use]
     pub fn leaf(index: u64) -> Self {
         Self { level: 0, index }
     }
 
-    /// The leaves below it.
+    /// Returns the range of leaves below it.
     #[must_use]
     pub fn leaves(self) -> Range<u64> {
         self.index << self.level..(self.index + 1) << self.level
     }
 }
 
-/// Hash of a leaf: SHA-256(0x00 ‖ digest).
+/// Returns the hash of a leaf: SHA-256(0x00 ‖ digest).
 #[must_use]
 pub fn leaf_hash(digest: &Digest) -> Hash {
     let mut bytes = [0; 33];
@@ -47,7 +49,7 @@ pub fn leaf_hash(digest: &Digest) -> Hash {
     Hash(Sha256::digest(bytes).into())
 }
 
-/// Hash of an inner node: SHA-256(0x01 ‖ left ‖ right).
+/// Returns the hash of an inner node: SHA-256(0x01 ‖ left ‖ right).
 #[must_use]
 pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
     let mut bytes = [1; 65];
@@ -56,27 +58,28 @@ pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
     Hash(Sha256::digest(bytes).into())
 }
 
-/// Root of the tree without leaves: SHA-256 of nothing.
+/// Returns the root of the empty tree: SHA-256 of the empty string.
 #[must_use]
 pub fn empty_root() -> Hash {
     Hash(Sha256::digest([]).into())
 }
 
-/// The right edge of a tree: its size and the hashes of the complete subtrees that it falls into, largest (leftmost) first.
-/// This is all that appending and computing the root need; it holds one hash per bit set in the size.
+/// The compact range of a tree: its size and the hashes of its complete subtrees, largest
+/// (leftmost) first. Appending and computing the root need nothing else. It holds one hash per bit
+/// set in the size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CompactRange {
     size: u64,
     hashes: Vec<Hash>,
 }
 
-/// Parts that make no right edge.
+/// Parts that do not form a compact range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompactRangeError {
     /// A size beyond [`TREE_SIZE_MAX`].
     #[error("tree size {0} is beyond the largest")]
     Size(u64),
-    /// The number of hashes does not fit the size.
+    /// The number of hashes does not match the size.
     #[error("{found} hashes for a tree of {size} leaves, which has {expected} complete subtrees")]
     Count {
         /// The size given.
@@ -89,14 +92,15 @@ pub enum CompactRangeError {
 }
 
 impl CompactRange {
-    /// The edge of the empty tree.
+    /// Returns the compact range of the empty tree.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// From what [`CompactRange::size`] and [`CompactRange::hashes`] gave. Only the count is checked, not the hashes: compare
-    /// [`CompactRange::root`] with a signed one where the source is not trusted.
+    /// Creates a compact range from [`CompactRange::size`] and [`CompactRange::hashes`]. Only the
+    /// number of hashes is checked. If the source is not trusted, compare [`CompactRange::root`]
+    /// with a signed root.
     pub fn from_parts(size: u64, hashes: Vec<Hash>) -> Result<Self, CompactRangeError> {
         if size > TREE_SIZE_MAX {
             return Err(CompactRangeError::Size(size));
@@ -108,24 +112,25 @@ impl CompactRange {
         Ok(Self { size, hashes })
     }
 
-    /// Leaves in the tree.
+    /// Returns the number of leaves.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Hashes of the complete subtrees, largest first.
+    /// Returns the hashes of the complete subtrees, largest first.
     #[must_use]
     pub fn hashes(&self) -> &[Hash] {
         &self.hashes
     }
 
-    /// Appends one record: one leaf hash and, on average, one node hash.
+    /// Appends one record. Costs one leaf hash and, on average, one node hash.
     pub fn append(&mut self, digest: &Digest) {
         self.append_with(digest, |_, _| ());
     }
 
-    /// Appends one record and tells of every complete subtree that it makes, from the leaf upwards.
+    /// Appends one record and calls `completed` for every complete subtree that results, from the
+    /// leaf upwards.
     pub fn append_with(&mut self, digest: &Digest, completed: impl FnMut(NodeId, &Hash)) {
         self.append_leaf(leaf_hash(digest), completed);
     }
@@ -134,7 +139,7 @@ impl CompactRange {
         let mut hash = leaf;
         let mut node = NodeId::leaf(self.size);
         completed(node, &hash);
-        // Each one at the low end of the size is a complete subtree that joins with the new one, as carrying in an addition.
+        // Merge while the new subtree is a right child, like the carry in an addition.
         while node.index & 1 == 1
             && let Some(left) = self.hashes.pop()
         {
@@ -146,26 +151,27 @@ impl CompactRange {
         self.size += 1;
     }
 
-    /// Root of the tree.
+    /// Returns the root of the tree.
     #[must_use]
     pub fn root(&self) -> Hash {
         fold(&self.hashes)
     }
 }
 
-/// Joins complete subtrees, largest first, into the root over all of them.
+/// Combines complete subtrees, largest first, into their common root.
 fn fold(hashes: &[Hash]) -> Hash {
     let mut rest = hashes.iter().rev();
     let Some(last) = rest.next() else { return empty_root() };
     rest.fold(*last, |right, left| node_hash(left, &right))
 }
 
-/// Where the hashes of complete subtrees are read from.
+/// A source of hashes of complete subtrees.
 pub trait HashReader {
-    /// Why a read may fail.
+    /// Error of a read.
     type Error;
 
-    /// The hashes of `nodes`, as many and in the same order; an error when one is not held.
+    /// Returns the hashes of `nodes`, in the same number and order. A hash that is not held is an
+    /// error.
     fn hashes(&self, nodes: &[NodeId]) -> Result<Vec<Hash>, Self::Error>;
 }
 
@@ -177,14 +183,15 @@ impl<R: HashReader + ?Sized> HashReader for &R {
     }
 }
 
-/// Proof that the record at `index` is in the tree of `size` leaves: from the leaf's sibling to the root's child (RFC 6962
-/// section 2.1.1). All hashes are read at once. Where `index` is not below `size` there is no proof: the result is empty, and
-/// [`verify_inclusion`] refuses it.
+/// Returns the proof that the record at `index` is in the tree of `size` leaves: from the leaf's
+/// sibling to the root's child (RFC 6962 section 2.1.1). All hashes are read at once. If `index` is
+/// not below `size`, no proof exists; the result is empty, and [`verify_inclusion`] rejects it.
 pub fn inclusion_proof<R: HashReader>(reader: &R, index: u64, size: u64) -> Result<Vec<Hash>, R::Error> {
     range_roots(reader, &inclusion_ranges(index, size))
 }
 
-/// The ranges of leaves whose roots are the proof that the record at `index` is in a tree of `size` leaves, in the proof's order.
+/// Returns the ranges of leaves whose roots form the inclusion proof of the record at `index` in a
+/// tree of `size` leaves, in the proof's order.
 pub(super) fn inclusion_ranges(index: u64, size: u64) -> Vec<Range<u64>> {
     let mut siblings = Vec::new();
     let (mut low, mut high) = (0, size);
@@ -202,14 +209,15 @@ pub(super) fn inclusion_ranges(index: u64, size: u64) -> Vec<Range<u64>> {
     siblings
 }
 
-/// Proof that the tree of `new` leaves begins with the tree of `old` leaves (RFC 6962 section 2.1.2). All hashes are read at
-/// once. It is empty where `old` is 0 or equals `new`; where `old` is above `new` there is none, the result is empty, and
-/// [`verify_consistency`] refuses it.
+/// Returns the proof that the tree of `new` leaves extends the tree of `old` leaves (RFC 6962
+/// section 2.1.2). All hashes are read at once. It is empty if `old` is 0 or equals `new`. If `old`
+/// is above `new`, no proof exists; the result is empty, and [`verify_consistency`] rejects it.
 pub fn consistency_proof<R: HashReader>(reader: &R, old: u64, new: u64) -> Result<Vec<Hash>, R::Error> {
     range_roots(reader, &consistency_ranges(old, new))
 }
 
-/// The ranges of leaves whose roots are the proof that a tree of `new` leaves begins with one of `old` leaves, in the proof's order.
+/// Returns the ranges of leaves whose roots form the proof that a tree of `new` leaves extends one
+/// of `old` leaves, in the proof's order.
 pub(super) fn consistency_ranges(old: u64, new: u64) -> Vec<Range<u64>> {
     if old == 0 || old >= new {
         return Vec::new();
@@ -226,7 +234,8 @@ pub(super) fn consistency_ranges(old: u64, new: u64) -> Vec<Range<u64>> {
             low = split;
         }
     }
-    // What is left is the last complete subtree of the old tree; the verifier knows it when it is the whole old tree.
+    // The remaining range is the last complete subtree of the old tree. The verifier knows it
+    // already if it is the whole old tree.
     if low > 0 {
         ranges.push(low..high);
     }
@@ -234,22 +243,23 @@ pub(super) fn consistency_ranges(old: u64, new: u64) -> Vec<Range<u64>> {
     ranges
 }
 
-/// Root of the tree of the first `size` leaves.
+/// Returns the root of the tree of the first `size` leaves.
 pub fn root_at<R: HashReader>(reader: &R, size: u64) -> Result<Hash, R::Error> {
     Ok(fold(&reader.hashes(&complete_subtrees(&(0..size)))?))
 }
 
-/// Right edge of the tree of the first `size` leaves.
+/// Returns the compact range of the first `size` leaves.
 pub fn compact_range_at<R: HashReader>(reader: &R, size: u64) -> Result<CompactRange, R::Error> {
     Ok(CompactRange { size, hashes: reader.hashes(&complete_subtrees(&(0..size)))? })
 }
 
-/// The largest power of two below `leaves`, which is 2 or more.
+/// Returns the largest power of two below `leaves`, which is 2 or more.
 pub(super) fn split_point(leaves: u64) -> u64 {
     1 << (leaves - 1).ilog2()
 }
 
-/// The complete subtrees that a range falls into, largest first. The range begins where a subtree of its size may begin.
+/// Returns the complete subtrees of a range, largest first. The start of the range must be aligned
+/// for a subtree of its size.
 fn complete_subtrees(range: &Range<u64>) -> Vec<NodeId> {
     let size = range.end - range.start;
     let mut start = range.start;
@@ -261,7 +271,7 @@ fn complete_subtrees(range: &Range<u64>) -> Vec<NodeId> {
     nodes
 }
 
-/// The root over each range, with one read for all.
+/// Returns the root of each range, with a single read.
 pub(super) fn range_roots<R: HashReader>(reader: &R, ranges: &[Range<u64>]) -> Result<Vec<Hash>, R::Error> {
     let nodes: Vec<NodeId> = ranges.iter().flat_map(complete_subtrees).collect();
     if nodes.is_empty() {
@@ -280,7 +290,7 @@ pub(super) fn range_roots<R: HashReader>(reader: &R, ranges: &[Range<u64>]) -> R
     Ok(roots)
 }
 
-/// Why a proof proves nothing.
+/// Why a proof is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
     /// The index is not in a tree of that size.
@@ -294,23 +304,24 @@ pub enum ProofError {
     /// The old size is above the new one.
     #[error("a tree of {new} leaves cannot extend one of {old}")]
     Sizes {
-        /// Size said to be older.
+        /// The size claimed to be older.
         old: u64,
-        /// Size said to be newer.
+        /// The size claimed to be newer.
         new: u64,
     },
-    /// A proof for these sizes has another number of hashes.
+    /// The number of hashes does not match the sizes.
     #[error("the proof has {0} hashes, which does not fit the sizes")]
     Length(usize),
-    /// It leads to another root than the (new) one given.
+    /// It leads to another root than the given (new) root.
     #[error("the proof leads to another root")]
     Root,
-    /// It leads to another root than the old one given.
+    /// It leads to another root than the given old root.
     #[error("the proof leads to another root at the old size")]
     OldRoot,
 }
 
-/// Checks that `digest` is the record at `index` of the tree of `size` leaves with this root (RFC 9162 section 2.1.3.2).
+/// Verifies that `digest` is the record at `index` in the tree of `size` leaves with this root (RFC
+/// 9162 section 2.1.3.2).
 pub fn verify_inclusion(digest: &Digest, index: u64, size: u64, proof: &[Hash], root: &Hash) -> Result<(), ProofError> {
     verify_leaf_inclusion(leaf_hash(digest), index, size, proof, root)
 }
@@ -337,8 +348,9 @@ fn verify_leaf_inclusion(leaf: Hash, index: u64, size: u64, proof: &[Hash], root
     if hash == *root { Ok(()) } else { Err(ProofError::Root) }
 }
 
-/// Checks that the tree of `new` leaves with root `new_root` begins with the tree of `old` leaves with root `old_root` (RFC 9162
-/// section 2.1.4.2). Every tree begins with the empty one, by an empty proof.
+/// Verifies that the tree of `new` leaves with root `new_root` extends the tree of `old` leaves
+/// with root `old_root` (RFC 9162 section 2.1.4.2). Every tree extends the empty one, with an empty
+/// proof.
 pub fn verify_consistency(
     old: u64,
     old_root: &Hash,
@@ -364,7 +376,7 @@ pub fn verify_consistency(
     if proof.len() > PROOF_HASHES_MAX {
         return wrong_length;
     }
-    // Where the old tree is one complete subtree its root is where the proof begins, and is left out of it.
+    // If the old tree is one complete subtree, the proof starts at its root and omits it.
     let (start, rest) = if old.is_power_of_two() {
         (*old_root, proof)
     } else {
@@ -393,27 +405,27 @@ pub fn verify_consistency(
     if new_hash == *new_root { Ok(()) } else { Err(ProofError::Root) }
 }
 
-/// The way from a node up to the root of a tree whose last node on the same level is `last`.
+/// The path from a node up to the root of a tree whose last node on the same level is `last`.
 struct Climb {
     node: u64,
     last: u64,
 }
 
-/// On which side of the path the next hash of a proof stands.
+/// The side of the path on which the next hash of a proof is.
 enum Side {
     Left,
     Right,
 }
 
 impl Climb {
-    /// One sibling up; nothing when already at the root.
+    /// Moves up past one sibling. Returns `None` at the root.
     fn step(&mut self) -> Option<Side> {
         if self.last == 0 {
             return None;
         }
         let left = self.node & 1 == 1 || self.node == self.last;
         if left {
-            // A last node without a right sibling stands for its parents until one of them has a left sibling.
+            // A last node without a right sibling is moved up until it has a left sibling.
             let lone = if self.node == 0 { 0 } else { self.node.trailing_zeros() };
             self.node >>= lone;
             self.last >>= lone;
@@ -424,20 +436,21 @@ impl Climb {
     }
 }
 
-/// A tree with all its hashes in memory, for the memory store, the simulator and tests: 64 bytes a record.
+/// A tree with all its hashes in memory, for the memory store, the simulator and tests: 64 bytes
+/// per record.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryTree {
     compact_range: CompactRange,
     levels: Vec<Vec<Hash>>,
 }
 
-/// A subtree that the tree does not have.
+/// The tree does not have this subtree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the tree has no complete subtree {} at level {}", .0.index, .0.level)]
 pub struct MissingNode(pub NodeId);
 
 impl MemoryTree {
-    /// The empty tree.
+    /// Returns the empty tree.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -459,19 +472,19 @@ impl MemoryTree {
         });
     }
 
-    /// Leaves in the tree.
+    /// Returns the number of leaves.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.compact_range.size()
     }
 
-    /// Root of the tree.
+    /// Returns the root.
     #[must_use]
     pub fn root(&self) -> Hash {
         self.compact_range.root()
     }
 
-    /// Its right edge.
+    /// Returns its compact range.
     #[must_use]
     pub fn compact_range(&self) -> &CompactRange {
         &self.compact_range
@@ -497,7 +510,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Leaves and hashes of the reference tree in google/certificate-transparency, `merkle_tree_test.cc`.
+    /// Leaves and hashes of the reference tree in google/certificate-transparency,
+    /// `merkle_tree_test.cc`.
     const LEAVES: [&str; 8] =
         ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"];
     const EMPTY_ROOT: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -580,7 +594,8 @@ mod tests {
         texts.iter().copied().map(hash).collect()
     }
 
-    /// The published leaves have any length; a record of ours has 32 bytes, so they enter as leaf hashes.
+    /// The published leaves have various lengths, but our records have 32 bytes, so they are
+    /// appended as leaf hashes.
     fn reference_leaf(index: u64) -> Hash {
         let record = hex::decode(LEAVES[usize::try_from(index).unwrap()]).unwrap();
         Hash(Sha256::new().chain_update([0]).chain_update(record).finalize().into())
@@ -681,7 +696,7 @@ mod tests {
         tree
     }
 
-    /// The definition of RFC 6962 section 2.1, word for word.
+    /// The definition of RFC 6962 section 2.1, implemented literally.
     fn defined_root(leaves: &[Hash]) -> Hash {
         match leaves {
             [] => empty_root(),
@@ -693,7 +708,7 @@ mod tests {
         }
     }
 
-    /// A change of exactly one hash of a proof, or of its length.
+    /// Returns the proof with exactly one hash changed, or its length changed, in every way.
     fn alterations(proof: &[Hash]) -> Vec<Vec<Hash>> {
         let mut altered = Vec::new();
         for place in 0..proof.len() {

@@ -1,7 +1,7 @@
-//! Content that comes later, for entries that are held as digests.
+//! Verifies backfilled content for entries held as digests.
 //!
-//! In scope: that what came has the digest that the log has there, and what is kept of it, by the same rules as for a batch. Out of scope:
-//! whom to ask and when, and reading what is held.
+//! In scope: that the content matches the digest in the log, and which of it is stored, by the same
+//! rules as for a batch. Out of scope: which peer to ask and when, and reading the digests held.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,23 +17,23 @@ use crate::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use crate::proto;
 use crate::roster::RosterChain;
 
-/// Content for entries that are held as digests.
+/// Verified content for entries held as digests.
 #[derive(Clone, Debug)]
 pub struct VerifiedBackfills {
-    /// Which feed.
+    /// The feed.
     pub feed: FeedId,
-    /// Who sent it.
+    /// The member that sent it.
     pub feed_sender: Member,
     /// By ascending index.
     pub entries: Vec<VerifiedBackfill>,
-    /// What is odd about single entries, kept or not.
+    /// Anomalies of single entries, stored or not.
     pub findings: Vec<Finding>,
 }
 
-/// One of them.
+/// Verified content of one entry.
 #[derive(Clone, Debug)]
 pub struct VerifiedBackfill {
-    /// Its place.
+    /// Its index in the feed.
     pub index: u64,
     /// Its digest, as held.
     pub digest: Digest,
@@ -41,23 +41,24 @@ pub struct VerifiedBackfill {
     pub envelope: Bytes,
     /// Decoded header.
     pub header: Option<Arc<proto::Header>>,
-    /// The roster version that has to be fetched before this is delivered or forwarded.
+    /// The roster version that must be fetched before the entry is delivered or forwarded.
     pub pending_roster: Option<u64>,
 }
 
 impl VerifiedBackfills {
-    /// Bytes of the envelopes in it.
+    /// Returns the total bytes of the envelopes.
     #[must_use]
     pub fn envelope_bytes(&self) -> usize {
         self.entries.iter().map(|entry| entry.envelope.len()).sum()
     }
 }
 
-/// Verifies what `feed_sender` sent for the ranges `requested`, and decides what `me` keeps of it. `missing` are the entries in these ranges that
-/// are held as digests now; content of others that were asked for has come meanwhile, and is passed over.
+/// Verifies the content that `feed_sender` sent for the `requested` ranges, and decides which of it
+/// `me` stores. `missing` holds the entries in these ranges that are still held as digests. Content
+/// of other requested entries has arrived in the meantime and is skipped.
 ///
 /// # Errors
-/// A [`Fault`] of the sender; nothing of the message may be kept then.
+/// A [`Fault`] of the sender; nothing of the message may be stored then.
 pub fn verify_backfills(
     feed: &FeedId,
     feed_sender: &Member,
@@ -116,7 +117,7 @@ fn check_bounds(message: &proto::BackfillResponse, requested: &[Range<u64>]) -> 
     Ok(())
 }
 
-/// Whether nobody could rightly have withheld it, by any roster since.
+/// Returns whether withholding it was wrong under every roster from the header's version on.
 fn was_in_audience(header: &proto::Header, me: &Member, rosters: &RosterChain) -> bool {
     let mut versions = header.roster_version..=rosters.newest().version();
     header.roster_version > 0

@@ -1,58 +1,60 @@
-//! To whom at home an entry may be given, by its header and the rosters held.
+//! Decides which local subscribers may receive an entry, by its header and the rosters held.
 //!
-//! In scope: the audience as the receiver applies it: by the roster of the header's version only. Out of scope: roles, topics and
-//! cursors of subscribers, and what peers may read ([`crate::serve::may_disclose`]).
+//! In scope: the audience as the receiver applies it. The roster of the header's version decides; a
+//! member that joined later and holds the content is judged by the newest roster. Out of scope:
+//! roles, topics and cursors of subscribers, and what peers may read
+//! ([`crate::serve::may_disclose`]).
 
 use crate::bulletin::audience::{agencies_may_read, may_read};
 use crate::ids::Member;
 use crate::proto;
 use crate::roster::RosterChain;
 
-/// Which of this member's subscribers may be given an entry.
+/// Which of this member's subscribers may receive an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// Focal points and agencies.
     Everyone,
     /// Focal points only: RED and AMBER+STRICT.
     FocalPoints,
-    /// Nobody, until this roster version has been fetched.
+    /// No subscriber, until this roster version has been fetched.
     PendingRoster {
         /// The version to fetch.
         roster_version: u64,
     },
-    /// Nobody.
+    /// No subscriber, ever.
     Never(NeverDelivered),
 }
 
-/// Why an entry is given to nobody.
+/// Why an entry is never delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NeverDelivered {
     /// Its header cannot be decoded.
     Undecodable,
     /// Its header names another member than the feed's owner.
     Misdirected,
-    /// Its format or handling is not understood by this version.
+    /// This version does not understand its format or handling.
     NotUnderstood,
-    /// We are not in its audience.
+    /// This member is not in its audience.
     Excluded,
 }
 
 impl Delivery {
-    /// Whether focal points may be given it.
+    /// Returns whether focal points may receive it.
     #[must_use]
     pub fn to_focal_points(self) -> bool {
         matches!(self, Self::Everyone | Self::FocalPoints)
     }
 
-    /// Whether agencies may be given it.
+    /// Returns whether agencies may receive it.
     #[must_use]
     pub fn to_agencies(self) -> bool {
         self == Self::Everyone
     }
 }
 
-/// Who of `me`'s subscribers may be given an entry of `owner`'s feed whose content is held. `header` is `None` where it cannot be
-/// decoded.
+/// Returns which of `me`'s subscribers may receive an entry of `owner`'s feed whose content is
+/// held. `header` is `None` if it cannot be decoded.
 #[must_use]
 pub fn delivery(owner: &Member, header: Option<&proto::Header>, me: &Member, rosters: &RosterChain) -> Delivery {
     let Some(header) = header else { return Delivery::Never(NeverDelivered::Undecodable) };
@@ -68,18 +70,19 @@ pub fn delivery(owner: &Member, header: Option<&proto::Header>, me: &Member, ros
     }
 }
 
-/// How a member stands to a header, by the roster of its version.
+/// Relation of a member to the audience of a header.
 pub(super) enum Eligibility {
-    /// In the audience.
+    /// In the audience under the roster of the header's version.
     Reader,
-    /// Not in the audience by any roster that counts.
+    /// Not in the audience under any roster that counts.
     Excluded,
-    /// Not in the audience by the roster of its version, or that version is older than all held; but by the newest: it joined the exchange
-    /// or the working group later. The owner may hand it on.
+    /// In the audience only under the newest roster; the roster of the header's version excludes
+    /// the member, or is older than all rosters held. The member joined the exchange or the working
+    /// group later. The owner may pass the entry on.
     JoinedLater,
-    /// An empty audience, because this version does not understand who is in it.
+    /// The audience is empty, because this version does not understand it.
     NotUnderstood,
-    /// The roster that decides is not held yet.
+    /// The deciding roster is not held yet.
     NewerRoster {
         /// Its version.
         version: u64,
@@ -92,7 +95,7 @@ pub(super) fn eligibility(header: &proto::Header, me: &Member, rosters: &RosterC
     if then.is_some_and(|then| may_read(header, me, then)) {
         return Eligibility::Reader;
     }
-    // A header that is understood always has its own member in its audience.
+    // The audience of a header that is understood always includes its own member.
     if !header.member.parse().is_ok_and(|owner| may_read(header, &owner, newest)) {
         return Eligibility::NotUnderstood;
     }

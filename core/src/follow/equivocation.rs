@@ -1,7 +1,8 @@
-//! Two histories signed by one feed's key.
+//! Equivocation by checkpoints: two trees signed by the keys of one feed.
 //!
-//! In scope: telling from verified checkpoints, keeping what proves it, and the file that proves it to others (docs/protocol.md §9.1). A proof
-//! that merely fails is its sender's fault and no evidence. Out of scope: what to do about it.
+//! In scope: detecting it from verified checkpoints, the evidence, and the file that proves it to
+//! others (docs/protocol.md §9.1). A proof that merely fails is its sender's fault and proves no
+//! equivocation. Out of scope: the reaction to it.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -16,24 +17,25 @@ use crate::ids::{FeedId, Hash};
 use crate::limits::{EQUIVOCATION_BYTES_MAX, PROOF_HASHES_MAX};
 use crate::roster::Roster;
 
-/// First line of the file, with its newline: how it is told from other evidence.
+/// First line of the file, with its newline. It distinguishes the file from other evidence.
 pub const HEADING: &str = "barid equivocation v1\n";
 
-/// Two checkpoints, validly signed by one feed's keys, of which neither extends the other.
+/// Two checkpoints, validly signed by one feed's keys, neither of which extends the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Equivocation {
-    /// The one that is not larger.
+    /// The smaller checkpoint, or one of equal size.
     pub smaller: SignedCheckpoint,
-    /// The other one.
+    /// The other checkpoint.
     pub larger: SignedCheckpoint,
-    /// The root to which `larger` commits at the size of `smaller`: its own root where the sizes are equal.
+    /// The root to which `larger` commits at the size of `smaller`. If the sizes are equal, its own
+    /// root.
     pub other_root: Hash,
-    /// Consistency proof from `other_root` to `larger`; empty where the sizes are equal.
+    /// Consistency proof from `other_root` to `larger`; empty if the sizes are equal.
     pub proof: Vec<Hash>,
 }
 
 impl Equivocation {
-    /// Evidence, if two verified checkpoints of one feed and size have different roots.
+    /// Returns evidence if two verified checkpoints of one feed and size have different roots.
     #[must_use]
     pub fn between(one: &SignedCheckpoint, other: &SignedCheckpoint) -> Option<Self> {
         let (first, second) = (&one.checkpoint, &other.checkpoint);
@@ -43,8 +45,9 @@ impl Equivocation {
         Some(Self { smaller: one.clone(), larger: other.clone(), other_root: second.root, proof: Vec::new() })
     }
 
-    /// Evidence, if `proof` shows that the larger of two verified checkpoints of one feed commits to `other_root`, another root than
-    /// the smaller one's, at the smaller one's size.
+    /// Returns evidence if `proof` shows that the larger of two verified checkpoints of one feed
+    /// commits to `other_root` at the smaller one's size, and `other_root` differs from the smaller
+    /// one's root.
     #[must_use]
     pub fn by_proof(
         smaller: &SignedCheckpoint,
@@ -66,34 +69,34 @@ impl Equivocation {
     }
 }
 
-/// Why a file does not prove two histories.
+/// Why a file does not prove an equivocation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EquivocationError {
-    /// Not of the form that is expected; which part.
+    /// Not of the expected form; names the invalid part.
     #[error("it has no valid {0}")]
     Form(&'static str),
-    /// A checkpoint in it is not one.
+    /// One of its checkpoints is not a valid note.
     #[error("a checkpoint in it: {0}")]
     Note(#[from] NoteError),
-    /// A checkpoint in it is not signed by the keys that the roster lists for its feed.
+    /// One of its checkpoints is not signed by the keys that the roster lists for its feed.
     #[error("a checkpoint in it: {0}")]
     Checkpoint(#[from] CheckpointError),
-    /// The checkpoints are of two feeds.
+    /// The checkpoints belong to two feeds.
     #[error("its checkpoints are of two feeds, {0} and {1}")]
     TwoFeeds(FeedId, FeedId),
-    /// One may extend the other.
+    /// One checkpoint may extend the other.
     #[error("it does not prove that neither checkpoint extends the other")]
     NotProven,
 }
 
 impl Equivocation {
-    /// Which feed.
+    /// Returns the feed.
     #[must_use]
     pub fn feed(&self) -> &FeedId {
         &self.smaller.checkpoint.feed
     }
 
-    /// What it shows.
+    /// Returns the claims that it proves.
     #[must_use]
     pub fn claims(&self) -> CheckpointClaims {
         CheckpointClaims {
@@ -103,12 +106,12 @@ impl Equivocation {
         }
     }
 
-    /// The file that proves it to anybody who holds the roster.
+    /// Returns the file that proves it to every holder of the roster.
     #[must_use]
     pub fn format(&self) -> String {
         let mut text = HEADING.to_owned();
         let mut line = |name: &str, bytes: &[u8]| writeln!(text, "{name} {}", STANDARD.encode(bytes));
-        // Writing into a string does not fail.
+        // Writing to a string cannot fail.
         let _ = line("smaller", &self.smaller.note);
         let _ = line("larger", &self.larger.note);
         let _ = line("root", &self.other_root.0);
@@ -116,7 +119,8 @@ impl Equivocation {
         text
     }
 
-    /// Reads and verifies such a file with the feed's keys in `roster`; it must be written as [`Self::format`] does.
+    /// Parses and verifies a file with the feed's keys in `roster`. It must have exactly the form
+    /// that [`Self::format`] returns.
     ///
     /// # Errors
     /// See [`EquivocationError`].
@@ -136,27 +140,27 @@ impl Equivocation {
             .filter(|proven| proven.other_root == other_root && proof.is_empty())
             .or_else(|| Self::by_proof(&smaller, &larger, &other_root, &proof));
         let proven = proven.ok_or(EquivocationError::NotProven)?;
-        // One way to write it: also the notes hold nothing beside what was verified.
+        // The encoding is unique, and the notes hold nothing that was not verified.
         if proven.format().as_bytes() == file { Ok(proven) } else { Err(Form("canonical form")) }
     }
 }
 
-/// What such a file says of a feed. Nothing of it is verified.
+/// The claims of an evidence file about a feed. They are unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointClaims {
-    /// The checkpoint that is not larger.
+    /// The smaller checkpoint, or one of equal size.
     pub smaller: Checkpoint,
-    /// The other one.
+    /// The other checkpoint.
     pub larger: Checkpoint,
-    /// The root to which `larger` is said to commit at the size of `smaller`.
+    /// The root to which `larger` commits, according to the file, at the size of `smaller`.
     pub other_root: Hash,
 }
 
 impl CheckpointClaims {
-    /// Reads a file.
+    /// Parses a file.
     ///
     /// # Errors
-    /// If it is not of the form, or speaks of two feeds; see [`EquivocationError`].
+    /// If it does not have the form, or covers two feeds; see [`EquivocationError`].
     pub fn read(file: &[u8]) -> Result<Self, EquivocationError> {
         let Parts { smaller, larger, other_root, .. } = Parts::read(file)?;
         let of = |note: &[u8]| -> Result<Checkpoint, EquivocationError> {
@@ -170,7 +174,7 @@ impl CheckpointClaims {
     }
 }
 
-/// A file taken apart.
+/// The parts of a file.
 struct Parts {
     smaller: Vec<u8>,
     larger: Vec<u8>,
@@ -210,7 +214,7 @@ impl fmt::Display for CheckpointClaims {
         if smaller.size == larger.size {
             return write!(f, "one checkpoint has root {}, another has root {other_root}", smaller.root);
         }
-        // Three roots, of two sizes: the larger checkpoint's own is what its note says.
+        // Three roots at two sizes, so each root is reported with its size.
         write!(
             f,
             "its checkpoint has root {}, and the checkpoint of size {} (with root {}) ",

@@ -1,4 +1,4 @@
-//! Faults of a sender, by what is wrong.
+//! Faults of a sender, by kind.
 
 use std::fmt;
 
@@ -6,37 +6,38 @@ use super::Equivocation;
 use crate::feed::checkpoint::CheckpointError;
 use crate::feed::note::NoteError;
 
-/// Why a batch is refused whole. Its sender's fault, except for [`FaultKind::Equivocation`], which is the feed owner's.
+/// Why a batch is rejected as a whole. The sender's fault, except for [`FaultKind::Equivocation`],
+/// which is the feed owner's.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}: {detail}", .kind.as_str())]
 pub struct Fault {
-    /// What is wrong.
+    /// The kind of fault.
     pub kind: FaultKind,
-    /// For people.
+    /// Details for human readers.
     pub detail: String,
 }
 
-/// What is wrong with a batch.
+/// Kind of fault in a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FaultKind {
     /// The checkpoint is not signed by every key of the feed.
     BadSignature,
-    /// The consistency proof proves nothing.
+    /// The consistency proof is invalid.
     BadProof,
-    /// The entries lead to another root.
+    /// The entries lead to a root other than the checkpoint's.
     BadRoot,
-    /// More than one message may hold, or sizes that do not fit.
+    /// More than a message may hold, or sizes that do not match.
     BadBounds,
-    /// Not of the expected form, or no entries at all.
+    /// Not of the expected form, or without entries.
     Malformed,
-    /// It does not begin where the held copy ends.
+    /// It does not begin at the end of the local replica.
     Gap,
-    /// The feed's key signed two histories; the evidence.
+    /// The feed's keys signed two trees; with the evidence.
     Equivocation(Box<Equivocation>),
 }
 
 impl FaultKind {
-    /// The stable word on the wire (`Fault.reason`).
+    /// Returns the stable code on the wire (`Fault.reason`).
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {

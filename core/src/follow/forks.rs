@@ -1,6 +1,8 @@
-//! Two histories of one feed, whichever of two forms proves them: two trees ([`Equivocation`]) or two entries at one place ([`EntryEquivocation`]).
+//! Evidence of an equivocation in one of two forms: two trees ([`Equivocation`]) or two entries at
+//! one index ([`EntryEquivocation`]).
 //!
-//! In scope: reading either form, and what a decision about a feed was about. Out of scope: stopping a feed, and deciding.
+//! In scope: parsing either form, and the trees and entries that an operator's decision covers. Out
+//! of scope: stopping a feed, and the decision.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,17 +13,17 @@ use crate::feed::checkpoint::Checkpoint;
 use crate::ids::{Digest, FeedId, Hash};
 use crate::roster::Roster;
 
-/// Verified evidence of two histories of one feed.
+/// Verified evidence of an equivocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EquivocationEvidence {
-    /// Two trees of which neither extends the other (docs/protocol.md §9.1).
+    /// Two trees, neither of which extends the other (docs/protocol.md §9.1).
     Trees(Equivocation),
     /// Two entries at one index (docs/protocol.md §9.2).
     Entries(EntryEquivocation),
 }
 
 impl EquivocationEvidence {
-    /// Reads and verifies a file of either form with the feed's keys in `roster`.
+    /// Parses and verifies a file of either form with the feed's keys in `roster`.
     ///
     /// # Errors
     /// See [`EquivocationError`].
@@ -33,7 +35,7 @@ impl EquivocationEvidence {
         }
     }
 
-    /// Which feed.
+    /// Returns the feed.
     #[must_use]
     pub fn feed(&self) -> &FeedId {
         match self {
@@ -42,7 +44,7 @@ impl EquivocationEvidence {
         }
     }
 
-    /// The file that proves it to anybody who holds the roster.
+    /// Returns the file that proves it to every holder of the roster.
     #[must_use]
     pub fn format(&self) -> String {
         match self {
@@ -51,7 +53,7 @@ impl EquivocationEvidence {
         }
     }
 
-    /// What it says.
+    /// Returns the claims that it proves.
     #[must_use]
     pub fn claims(&self) -> EquivocationClaims {
         match self {
@@ -94,7 +96,7 @@ impl From<EntryEquivocation> for EquivocationEvidence {
     }
 }
 
-/// What a file of either form says of one feed. Nothing of it is verified.
+/// The claims of a file of either form about one feed. They are unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EquivocationClaims {
     /// Two trees.
@@ -104,10 +106,10 @@ pub enum EquivocationClaims {
 }
 
 impl EquivocationClaims {
-    /// Reads a file.
+    /// Parses a file.
     ///
     /// # Errors
-    /// If it is of neither form, or speaks of two feeds; see [`EquivocationError`].
+    /// If it has neither form, or covers two feeds; see [`EquivocationError`].
     pub fn read(file: &[u8]) -> Result<Self, EquivocationError> {
         if is_of_entries(file) {
             EntryClaims::read(file).map(Self::Entries)
@@ -116,7 +118,7 @@ impl EquivocationClaims {
         }
     }
 
-    /// Of two checkpoints of the feed the one that is not larger, then the other one.
+    /// Returns the two checkpoints, in the order of the evidence: the one that is not larger first.
     #[must_use]
     pub fn checkpoints(&self) -> [&Checkpoint; 2] {
         match self {
@@ -130,7 +132,7 @@ fn is_of_entries(file: &[u8]) -> bool {
     file.starts_with(ENTRIES_HEADING.as_bytes())
 }
 
-/// Trees and entries of one feed of which an operator knew when deciding that it is followed on.
+/// Trees and entries of one feed that an operator knew when deciding to continue following it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvedForks {
     trees: BTreeSet<(u64, Hash)>,
@@ -138,7 +140,8 @@ pub struct ResolvedForks {
 }
 
 impl ResolvedForks {
-    /// The decision was also about what this evidence shows, which was verified when it was kept.
+    /// Adds the trees and entries of this evidence to the decision. The evidence was verified
+    /// before it was stored.
     pub fn add_evidence(&mut self, evidence: &EquivocationClaims) {
         self.trees.extend(evidence.checkpoints().map(|tree| (tree.size, tree.root)));
         match evidence {
@@ -151,13 +154,13 @@ impl ResolvedForks {
         }
     }
 
-    /// Whether it was about this tree.
+    /// Returns whether the decision covers this tree.
     #[must_use]
     pub fn covers_tree(&self, size: u64, root: &Hash) -> bool {
         self.trees.contains(&(size, *root))
     }
 
-    /// Whether it was about this entry at this index.
+    /// Returns whether the decision covers this entry at this index.
     #[must_use]
     pub fn covers_entry(&self, index: u64, digest: &Digest) -> bool {
         self.entries.contains(&(index, *digest))

@@ -1,12 +1,16 @@
-//! The follower: what a peer sent of a feed either continues the copy held here, proven, or is a fault.
+//! Verifies what a peer sends of a feed: it either extends the local replica with a proof, or is a
+//! fault.
 //!
-//! In scope: verifying one batch against the edge of the tree held ([`verify_entries`]), an urgent entry that comes ahead of it
-//! ([`verify_priority`]), and content that comes later against the digests held ([`verify_backfills`]); what is kept of each entry, who at home may be given it ([`delivery()`]), and noticing two histories
-//! ([`EquivocationEvidence`]). Out of scope: fetching, storing, cosigning, and what
-//! a peer may read ([`crate::serve`]).
+//! In scope: verifying a batch against the compact range held ([`verify_entries`]), a priority
+//! entry that arrives before its feed reaches it ([`verify_priority`]), and backfilled content
+//! against the digests held ([`verify_backfills`]); deciding which content of each entry is stored
+//! and which local subscribers may receive it ([`delivery()`]); detecting equivocation
+//! ([`EquivocationEvidence`]). Out of scope: fetching, storing, cosigning, and what a peer may read
+//! ([`crate::serve`]).
 //!
-//! A fault of the log (signature, proof, root, bounds) refuses the batch whole. Nothing that stands *in* an entry does: what has the
-//! right hash is appended, and what is odd about it is a [`Finding`].
+//! A fault in the log (signature, proof, root, bounds) rejects the whole batch. The content of an
+//! entry never does: an entry with the right hash is appended, and an anomaly in it is a
+//! [`Finding`].
 
 mod backfill;
 mod delivery;
@@ -43,34 +47,36 @@ use crate::proto::item::Item;
 use crate::roster::RosterChain;
 use delivery::{Eligibility, eligibility};
 
-/// Where a followed feed stands here. A batch must begin exactly at the frontier's size.
+/// Progress of following one feed. A batch must begin exactly at the size of `compact_range`.
 #[derive(Clone, Debug)]
 pub struct FollowState {
-    /// Which feed.
+    /// The feed.
     pub feed: FeedId,
-    /// Right edge of the tree held.
+    /// Compact range of the tree held.
     pub compact_range: CompactRange,
-    /// Largest verified checkpoint seen since following began. Its signature is not verified again, and it must not be contradicted.
+    /// Largest verified checkpoint seen since following began. Its signature is not verified again,
+    /// and later checkpoints must not contradict it.
     pub newest: Option<SignedCheckpoint>,
-    /// Who sends it: its owner, who alone may hand history to members that joined later, or another peer.
+    /// The member that sends the feed: its owner or a relay. Only the owner may pass older entries
+    /// to members that joined later.
     pub feed_sender: Member,
 }
 
 impl FollowState {
-    /// Follows `feed` at its owner, from what is held.
+    /// Creates the state for following `feed` at its owner.
     #[must_use]
     pub fn new(feed: FeedId, compact_range: CompactRange) -> Self {
         let feed_sender = feed.member.clone();
         Self { feed, compact_range, newest: None, feed_sender }
     }
 
-    /// Follows it at another peer.
+    /// Sets another peer as the sender.
     #[must_use]
     pub fn at(self, feed_sender: Member) -> Self {
         Self { feed_sender, ..self }
     }
 
-    /// Takes a verified batch in. Nothing else may have been taken in since it was verified.
+    /// Advances by a verified batch. The state must not have advanced since the batch was verified.
     pub fn advance(&mut self, batch: &VerifiedBatch) {
         self.compact_range.clone_from(&batch.compact_range);
         let newer = |newest: &SignedCheckpoint| newest.checkpoint.size >= batch.checkpoint.checkpoint.size;
@@ -80,42 +86,43 @@ impl FollowState {
     }
 }
 
-/// Entries that continue a feed, proven by a checkpoint that its owner signed.
+/// Entries that extend a feed, proven by a checkpoint that its owner signed.
 #[derive(Clone, Debug)]
 pub struct VerifiedBatch {
-    /// Which feed.
+    /// The feed.
     pub feed: FeedId,
-    /// Who sent it.
+    /// The member that sent it.
     pub feed_sender: Member,
     /// Index of the first entry.
     pub first: u64,
     /// The entries, at least one.
     pub entries: Vec<VerifiedEntry>,
-    /// Right edge of the tree with them.
+    /// Compact range of the tree including these entries.
     pub compact_range: CompactRange,
-    /// What proves them: of the frontier's size or larger.
+    /// The checkpoint that proves them; its size is at least that of `compact_range`.
     pub checkpoint: SignedCheckpoint,
-    /// From the frontier's size to the checkpoint's; empty when these are equal.
+    /// Consistency proof from the size of `compact_range` to the checkpoint's; empty if these are
+    /// equal.
     pub consistency_proof: Vec<Hash>,
-    /// What is odd about single entries, by index.
+    /// Anomalies of single entries, by index.
     pub findings: Vec<Finding>,
 }
 
-/// One entry as it is kept.
+/// One entry in the form in which it is stored.
 #[derive(Clone, Debug)]
 pub struct VerifiedEntry {
     /// SHA-256 of the envelope.
     pub digest: Digest,
-    /// The envelope, or why it is not held.
+    /// The envelope, or the reason why it is not held.
     pub content: VerifiedContent,
-    /// The roster version that has to be fetched before this is delivered or forwarded.
+    /// The roster version that must be fetched before the entry is delivered or forwarded.
     pub pending_roster: Option<u64>,
 }
 
-/// What is kept of an entry.
+/// The part of an entry that is stored.
 #[derive(Clone, Debug)]
 pub enum VerifiedContent {
-    /// Content.
+    /// The content.
     Disclosed {
         /// Exact bytes, sharing the message's memory.
         envelope: Bytes,
@@ -126,36 +133,40 @@ pub enum VerifiedContent {
     Undisclosed(Undisclosed),
 }
 
-/// Something odd about one entry. It never stops the feed.
+/// An anomaly of one entry. It never stops the feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Index in the feed.
     pub index: u64,
-    /// What.
+    /// The kind of anomaly.
     pub kind: FindingKind,
 }
 
-/// What is odd about an entry.
+/// Kind of anomaly of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FindingKind {
-    /// It was sent to us though we are not in its audience; only the digest is kept.
+    /// It was sent to this member, which is not in its audience; only the digest is stored.
     Excluded,
-    /// Its envelope or header cannot be read, so its audience is nobody; only the digest is kept.
+    /// Its envelope or header cannot be decoded, so its audience is empty; only the digest is
+    /// stored.
     UndecodableHeader,
-    /// Its header has a format or handling that this version does not understand, so its audience is nobody; only the digest is kept.
+    /// This version does not understand its format or handling, so its audience is empty; only the
+    /// digest is stored.
     NotUnderstood,
-    /// Its header names another member than the feed's owner; kept, never delivered.
+    /// Its header names another member than the feed's owner; it is stored but never delivered.
     Misdirected,
-    /// It is larger than what this version takes in full; only the digest is kept.
+    /// It is larger than this version accepts in full; only the digest is stored.
     TooLarge,
-    /// Its audience is decided by this version of the roster, which is not held yet; kept, delivered and forwarded once it is.
+    /// This version of the roster decides its audience and is not held yet. The entry is stored,
+    /// and delivered and forwarded once the roster is held.
     NewerRoster(u64),
-    /// It was withheld from us, and every roster from its header's on has us in its audience.
+    /// It was withheld from this member, although every roster from its header's version on has
+    /// this member in its audience.
     WronglyWithheld,
 }
 
 impl VerifiedBatch {
-    /// Bytes of the envelopes in it.
+    /// Returns the total bytes of the envelopes.
     #[must_use]
     pub fn envelope_bytes(&self) -> usize {
         self.entries.iter().map(VerifiedEntry::envelope_bytes).sum()
@@ -163,7 +174,7 @@ impl VerifiedBatch {
 }
 
 impl FindingKind {
-    /// A stable word.
+    /// Returns the stable code.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -177,19 +188,19 @@ impl FindingKind {
         }
     }
 
-    /// Whether an operator must look at it.
+    /// Returns whether it requires an operator's attention.
     #[must_use]
     pub fn is_alarm(&self) -> bool {
         !matches!(self, Self::TooLarge | Self::NewerRoster(_))
     }
 }
 
-/// Verifies that `message` continues the feed, and decides what `me` keeps of each entry.
+/// Verifies that `message` extends the feed, and decides which content of each entry `me` stores.
 ///
-/// The feed's keys are those that the newest roster lists for its epoch, all of which must have signed.
+/// The newest roster lists the feed's keys for its epoch; all of them must have signed.
 ///
 /// # Errors
-/// A [`Fault`] of the sender; nothing of the batch may be kept then.
+/// A [`Fault`] of the sender; nothing of the batch may be stored then.
 pub fn verify_entries(
     state: &FollowState,
     message: &proto::Entries,
@@ -248,7 +259,7 @@ pub fn verify_entries(
     Ok(VerifiedBatch { feed, feed_sender, first, entries, compact_range, checkpoint, consistency_proof, findings })
 }
 
-/// What came for one place.
+/// Content received for one entry.
 #[derive(Clone, Copy)]
 enum Received<'a> {
     Envelope(&'a Bytes),
@@ -261,7 +272,7 @@ fn count_entries(items: &[proto::Item]) -> Result<u64, Fault> {
     for item in items {
         match &item.item {
             Some(Item::Envelope(envelope)) => {
-                // One entry always fits, so that the limit on envelopes can grow.
+                // One entry is always allowed, so that the limit on envelopes can be raised.
                 if envelope_bytes > BATCH_BYTES_MAX {
                     let detail = format_args!("more than {BATCH_BYTES_MAX} bytes of envelopes");
                     return Err(Fault::new(FaultKind::BadBounds, detail));
@@ -301,7 +312,8 @@ fn proof_hashes(proof: &[Bytes]) -> Result<Vec<Hash>, Fault> {
     proof.iter().map(hash).collect()
 }
 
-/// The checkpoint, verified; a catch-up that repeats one costs one verification.
+/// Returns the verified checkpoint. A catch-up whose batches repeat one checkpoint costs one
+/// verification.
 fn signed_checkpoint(state: &FollowState, note: &Bytes, rosters: &RosterChain) -> Result<SignedCheckpoint, Fault> {
     let keys = rosters.newest().feed_keys(&state.feed);
     let Some(newest) = &state.newest else {
@@ -317,15 +329,16 @@ fn signed_checkpoint(state: &FollowState, note: &Bytes, rosters: &RosterChain) -
     }
 }
 
-/// The known checkpoint that this batch reaches or passes, whose root it must then have.
+/// Returns the size of the known checkpoint if the batch reaches or passes it. The root at that
+/// size must then match.
 fn watched(state: &FollowState, first: u64, end: u64) -> Option<u64> {
     state.newest.as_ref().map(|newest| newest.checkpoint.size).filter(|size| (first + 1..=end).contains(size))
 }
 
-/// The tree as it grows.
+/// The tree as entries are appended.
 struct Log {
     compact_range: CompactRange,
-    /// A size at which the root is of interest.
+    /// Size at which the root is recorded.
     watched: Option<u64>,
     watched_root: Option<Hash>,
 }
@@ -339,7 +352,7 @@ impl Log {
     }
 }
 
-/// That the checkpoint vouches for the tree, and that the tree has what an earlier checkpoint promised.
+/// Checks that the checkpoint commits to the tree, and that the tree matches the known checkpoint.
 fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Hash]) -> Result<(), Fault> {
     let (size, root) = (log.compact_range.size(), log.compact_range.root());
     let checkpoint = &signed.checkpoint;
@@ -368,7 +381,7 @@ fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Has
     }
 }
 
-/// Decides what is kept of each entry.
+/// Decides which content of each entry is stored.
 struct ContentPolicy<'a> {
     owner: &'a Member,
     feed_sender: &'a Member,

@@ -1,7 +1,8 @@
-//! The follower's express lane: one urgent entry ahead of the feed's order, proven by itself.
+//! Verifies a priority entry: one urgent entry ahead of its feed's order, with its own proof.
 //!
-//! In scope: verifying the proof, and what is kept of the entry, by the same rules as for a batch. Out of scope: whether it is held already,
-//! and matching it when the feed reaches it (the store).
+//! In scope: verifying the proof, and which content of the entry is stored, by the same rules as
+//! for a batch. Out of scope: whether it is already held, and matching it when the feed reaches it
+//! (the store).
 
 use bytes::Bytes;
 
@@ -14,29 +15,32 @@ use crate::ids::{FeedId, Hash, Member};
 use crate::proto;
 use crate::roster::RosterChain;
 
-/// An entry that a signed checkpoint proves to stand at an index of a feed.
+/// An entry with a proof that a signed checkpoint includes it at an index of a feed.
 #[derive(Clone, Debug)]
 pub struct VerifiedPriority {
-    /// Which feed.
+    /// The feed.
     pub feed: FeedId,
-    /// Who sent it.
+    /// The member that sent it.
     pub feed_sender: Member,
-    /// Its place.
+    /// Its index in the feed.
     pub index: u64,
-    /// What is kept of it: nothing is, ahead of the order, of what is only a digest.
+    /// The entry in the form in which it is stored. An entry reduced to its digest is not stored
+    /// ahead of the order.
     pub entry: VerifiedEntry,
-    /// How urgent it is; `None`: not by what is read here, and it waits for its turn.
+    /// Its priority class; `None` if this version does not consider it urgent. It then waits for
+    /// its feed to reach it.
     pub urgent: Option<Priority>,
-    /// What proves it.
+    /// The checkpoint that proves it.
     pub checkpoint: SignedCheckpoint,
     /// Inclusion proof to the checkpoint's root.
     pub proof: Vec<Hash>,
-    /// What is odd about it.
+    /// Anomalies of the entry.
     pub findings: Vec<Finding>,
 }
 
 impl VerifiedPriority {
-    /// Its envelope, if it is kept ahead of the order: urgent, and for this member to read.
+    /// Returns its envelope if it is stored ahead of the order: the entry is urgent and this member
+    /// may read it.
     #[must_use]
     pub fn envelope(&self) -> Option<&Bytes> {
         match &self.entry.content {
@@ -46,11 +50,13 @@ impl VerifiedPriority {
     }
 }
 
-/// Verifies one entry of `feed` that `feed_sender` sent ahead of the order, and decides what `me` keeps of it. `newest` is a verified
-/// checkpoint of the feed, if one is known: its signature is not verified again, and it must not be contradicted.
+/// Verifies one entry of `feed` that `feed_sender` sent ahead of the order, and decides which
+/// content `me` stores. `newest` is a verified checkpoint of the feed, if one is known. Its
+/// signature is not verified again, and the entry's checkpoint must not contradict it.
 ///
 /// # Errors
-/// A [`Fault`] of the sender, or [`FaultKind::Equivocation`] of the feed's owner; nothing may be kept then.
+/// A [`Fault`] of the sender, or [`FaultKind::Equivocation`] of the feed's owner; nothing may be
+/// stored then.
 pub fn verify_priority(
     feed: &FeedId,
     feed_sender: &Member,

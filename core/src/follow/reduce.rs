@@ -1,15 +1,19 @@
-//! A batch for whose content there is no room.
+//! Reduces entries of a batch to digests if there is no capacity for their content.
 //!
-//! In scope: which of its content is left out; its digests stand in its place, so that its feed goes on. Out of scope: how much room there is
-//! ([`crate::quota`]), and asking for what was left out ([`crate::backfill`]).
+//! In scope: which content is dropped. The digests remain, so the feed continues. Out of scope: how
+//! much capacity there is ([`crate::quota`]), and requesting the dropped content later
+//! ([`crate::backfill`]).
 
 use super::{VerifiedBatch, VerifiedContent, VerifiedEntry};
 use crate::bulletin::{Priority, urgent};
 use crate::ids::Undisclosed;
 
 impl VerifiedBatch {
-    /// Leaves digests in the place of content that is not taken; their indices, ascending. `admits` is asked for all of it together, by its bytes,
-    /// and if it says no, for each entry that is urgent and Actual. Content that is `held` already needs no room.
+    /// Replaces content that is not admitted with its digest, and returns the indices, ascending.
+    ///
+    /// `admits` is called once with the total bytes of the batch. If it returns false, it is called
+    /// again for each entry that is urgent and Actual; the other entries are reduced. Content that
+    /// is already `held` needs no capacity.
     pub fn reduce(
         &mut self,
         held: impl Fn(u64) -> bool,
@@ -61,7 +65,7 @@ mod tests {
     use super::*;
     use crate::{envelope, proto};
 
-    /// An entry of so many bytes.
+    /// Returns an entry of this many bytes.
     fn entry(bytes: usize, header: Option<proto::Header>) -> VerifiedEntry {
         let content = match header {
             _ if bytes == 0 => VerifiedContent::Undisclosed(Undisclosed::Withheld),

@@ -22,7 +22,7 @@ fn key(code: &str, role: &str, algorithm: Algorithm) -> SigningKey {
     SigningKey::from_seed(&name, algorithm, envelope::digest(name.as_bytes()).0).unwrap()
 }
 
-/// A chain whose nth version has these members, all of them full and in customs.
+/// Returns a chain whose nth version has these members, all of them full and in customs.
 fn chain(versions: &[&[&str]]) -> RosterChain {
     let governor = SigningKey::from_seed("governors.example/one", Algorithm::Ed25519, [1; 32]).unwrap();
     let mut chain: Option<RosterChain> = None;
@@ -74,7 +74,7 @@ fn sealed(header: &proto::Header, n: u8) -> Bytes {
     envelope::encode(header, &proto::Body::default(), [n; 16])
 }
 
-/// The feed of `ma`, as its own node holds it.
+/// The feed of `ma`, as held by its own node.
 struct Feed {
     tree: MemoryTree,
     envelopes: Vec<Bytes>,
@@ -99,7 +99,7 @@ impl Feed {
         signed(self.tree.size(), self.tree.root())
     }
 
-    /// All of `first..end` with every envelope in it, whoever reads.
+    /// Returns the entries `first..end` with every envelope, for any reader.
     fn batch(&self, first: usize, end: usize) -> proto::Entries {
         let items = self.envelopes[first..end].iter().map(|envelope| item(envelope.clone())).collect();
         let head = Head { size: self.tree.size(), checkpoint_size: self.tree.size(), consistency_proof: &[] };
@@ -134,7 +134,7 @@ fn rejected(message: &proto::Entries) -> &'static str {
     verify(message).unwrap_err().kind.as_str()
 }
 
-/// What is found in the first entry, and whether its content is kept.
+/// Returns the findings of the first entry, and whether its content is stored.
 fn found(envelope: Bytes, rosters: &RosterChain, me: &str) -> (Vec<&'static str>, bool) {
     let message = Feed::of(vec![envelope]).batch(0, 1);
     let batch = verify_entries(&start(), &message, rosters, &member(me)).unwrap();
@@ -308,7 +308,8 @@ fn equivocation_is_distinguished_from_a_dishonest_sender() {
     assert!(Equivocation::between(&ours.checkpoint(), &same_size).is_some());
     assert!(Equivocation::between(&ours.checkpoint(), &ours.checkpoint()).is_none());
 
-    // The promise was the checkpoint of 6; what comes instead is another tree of 8, in two batches, proven by its own checkpoint.
+    // The known checkpoint has size 6. The batches come from another tree of size 8, proven by its
+    // own checkpoint.
     let state = FollowState { newest: Some(ours.checkpoint()), ..start() };
     let fault = verify_entries(&state, &theirs.batch(0, 6), &rosters, &member("ly")).unwrap_err();
     let FaultKind::Equivocation(evidence) = fault.kind else { panic!("{fault}") };
@@ -317,7 +318,7 @@ fn equivocation_is_distinguished_from_a_dishonest_sender() {
         Equivocation::by_proof(&evidence.smaller, &evidence.larger, &evidence.other_root, &evidence.proof).is_some()
     );
     assert!(Equivocation::by_proof(&evidence.smaller, &evidence.larger, &Hash([0; 32]), &evidence.proof).is_none());
-    // Whoever compares roots must know of which size each is.
+    // A report names the size of each root, so that operators can compare them.
     let (smaller, larger, other) =
         (evidence.smaller.checkpoint.root, evidence.larger.checkpoint.root, evidence.other_root);
     let reported = format!(
@@ -363,7 +364,8 @@ fn items_disclose_readable_requested_entries() {
         begin.iter().chain(&rest).map(|(reason, count)| ((*reason).to_owned(), *count)).collect()
     };
     assert_eq!(items_for("ly", &[]), expect(&[("envelope", 1), ("envelope", 1), ("withheld", 2)]));
-    // The secret one stands under a topic that was not asked for, and does not say so.
+    // The withheld entry has a topic that the reader does not follow. The reason must not reveal
+    // that.
     let filter = ["customs.seizures".parse().unwrap()];
     assert_eq!(items_for("ly", &filter), expect(&[("envelope", 1), ("unfollowed", 1), ("withheld", 2)]));
     // Expelled by the newest roster.
@@ -397,7 +399,8 @@ fn partial_catch_up_is_served_up_to_its_end() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// However a feed is cut into batches, what is shown is verified, and the reader holds exactly what it may read.
+    /// For every split of a feed into batches, the batches verify, and the reader holds exactly the
+    /// content that it may read.
     #[test]
     fn sender_and_receiver_agree(
         labels in prop::collection::vec((0..6_usize, any::<bool>()), 1..40),
@@ -430,7 +433,8 @@ proptest! {
         prop_assert_eq!(disclosed, may);
     }
 
-    /// One changed byte anywhere in the entries, the checkpoint or the proof refuses the batch, and nothing panics.
+    /// One changed byte anywhere in the entries, the checkpoint or the proof makes the batch
+    /// invalid, and nothing panics.
     #[test]
     fn batch_with_any_altered_byte_is_rejected(part in 0..3_usize, place in any::<prop::sample::Index>(), flip in 1..=255_u8) {
         let mut message = Feed::clear(7).batch(0, 5);
@@ -464,7 +468,8 @@ fn backfill(index: u64, envelope: &Bytes) -> proto::Backfill {
     proto::Backfill { index, envelope: envelope.clone() }
 }
 
-/// What `me` keeps of these, held as digests for these reasons, and what is found odd.
+/// Returns the indices that `me` stores of these items, and the findings. `held` lists the entries
+/// held as digests, with the reason.
 fn backfilled(
     feed_sender: &str,
     items: Vec<proto::Backfill>,
@@ -498,7 +503,7 @@ fn backfilled_content_must_match_digest_and_audience() {
     let held = [(&ours, Undisclosed::NotHeld), (&theirs, Undisclosed::NotHeld)];
     let all = || vec![backfill(0, &ours), backfill(1, &theirs)];
     assert_eq!(backfilled("tn", all(), &held, &rosters), Ok((vec![0], vec!["excluded"])));
-    // It has come already, by another way.
+    // Its content has already arrived from another peer.
     assert_eq!(backfilled("tn", vec![backfill(2, &ours)], &held, &rosters), Ok((vec![], vec![])));
     assert_eq!(backfilled("tn", vec![backfill(0, &theirs)], &held, &rosters), Err("bad-root"));
     assert_eq!(backfilled("tn", vec![backfill(4, &ours)], &held, &rosters), Err("malformed"), "not requested");
@@ -523,9 +528,9 @@ fn wrongly_withheld_entry_is_reported() {
         backfilled("ma", vec![backfill(0, &ours)], &[(&ours, Undisclosed::Withheld)], rosters).unwrap()
     };
     assert_eq!(reported(&chain(&[EVERYBODY])), (vec![0], vec!["wrongly-withheld"]));
-    // For a while we were none of the members: that may have been the reason.
+    // The member was not in the roster for a time, which may have been the reason.
     assert_eq!(reported(&chain(&[EVERYBODY, &["ma", "tn"], EVERYBODY])), (vec![0], vec![]));
-    // We joined later: the owner hands it on by its own choice.
+    // The member joined later, and the owner passes the entry on by its own choice.
     assert_eq!(reported(&chain(&[&["ma", "tn"], EVERYBODY])), (vec![0], vec![]));
 }
 
@@ -553,7 +558,7 @@ fn backfill_serves_readable_requested_entries() {
     };
     assert_eq!(served(&[], false), [0, 3]);
     assert_eq!(served(&["customs.seizures".parse().unwrap()], false), [0]);
-    // The owner's policy: who joined later may read what it could read now.
+    // Owner's policy: members that joined later may read what the newest roster admits.
     assert_eq!(served(&[], true), [0, 1, 3]);
 }
 
@@ -621,7 +626,7 @@ fn priority_entry_is_verified_by_its_own_proof() {
     let forged = Note::sign(&feed.checkpoint().checkpoint.text(), &key("ly", "custody", Algorithm::Ed25519)).unwrap();
     assert_eq!(with(&|message| message.checkpoint = forged.to_bytes().into()), FaultKind::BadSignature);
 
-    // A checkpoint that contradicts a known one is two histories.
+    // A checkpoint that contradicts a known one is equivocation.
     let other = Feed::of((0..3).map(|n| sealed(&urgent("Actual"), n)).collect());
     let fault = verify_one(&sent(&other, 2), Some(&feed.checkpoint())).unwrap_err();
     assert!(matches!(fault.kind, FaultKind::Equivocation(_)), "{fault}");

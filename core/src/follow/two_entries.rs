@@ -1,7 +1,7 @@
-//! Two entries at one place of one feed.
+//! Equivocation by entries: two entries at one index of one feed.
 //!
-//! In scope: keeping what proves it, and the file that proves it to others (docs/protocol.md §9.2). Out of scope: two trees ([`super::Equivocation`]),
-//! and what to do about it.
+//! In scope: the evidence, and the file that proves it to others (docs/protocol.md §9.2). Out of
+//! scope: two trees ([`super::Equivocation`]), and the reaction to it.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -18,10 +18,10 @@ use crate::ids::{Digest, FeedId, Hash};
 use crate::limits::{EQUIVOCATION_BYTES_MAX, PROOF_HASHES_MAX};
 use crate::roster::Roster;
 
-/// First line of the file, with its newline: how it is told from other evidence.
+/// First line of the file, with its newline. It distinguishes the file from other evidence.
 pub const HEADING: &str = "barid equivocation v2\n";
 
-/// An entry, as a checkpoint proves it.
+/// An entry whose inclusion a checkpoint proves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProvenEntry {
     /// Its digest.
@@ -32,19 +32,21 @@ pub struct ProvenEntry {
     pub proof: Vec<Hash>,
 }
 
-/// Two checkpoints, validly signed by one feed's keys, that prove two entries at one index.
+/// Two checkpoints, validly signed by one feed's keys, that prove two different entries at one
+/// index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryEquivocation {
     /// The index.
     pub index: u64,
-    /// One of them: by the checkpoint that is not larger.
+    /// The entry under the smaller checkpoint, or under one of equal size.
     pub one: ProvenEntry,
-    /// The other one.
+    /// The other entry.
     pub other: ProvenEntry,
 }
 
 impl EntryEquivocation {
-    /// Evidence, if two verified checkpoints of one feed prove two entries at `index`.
+    /// Returns evidence if two verified checkpoints of one feed prove two different entries at
+    /// `index`.
     #[must_use]
     pub fn at(index: u64, one: ProvenEntry, other: ProvenEntry) -> Option<Self> {
         let holds = |entry: &ProvenEntry| {
@@ -55,25 +57,25 @@ impl EntryEquivocation {
             && one.digest != other.digest
             && holds(&one)
             && holds(&other);
-        // One way to write it.
+        // A fixed order makes the encoding unique.
         let order = |entry: &ProvenEntry| (entry.checkpoint.checkpoint.size, entry.digest.0);
         let (one, other) = if order(&one) <= order(&other) { (one, other) } else { (other, one) };
         proven.then_some(Self { index, one, other })
     }
 
-    /// Which feed.
+    /// Returns the feed.
     #[must_use]
     pub fn feed(&self) -> &FeedId {
         &self.one.checkpoint.checkpoint.feed
     }
 
-    /// The file that proves it to anybody who holds the roster.
+    /// Returns the file that proves it to every holder of the roster.
     #[must_use]
     pub fn format(&self) -> String {
         let mut text = format!("{HEADING}index {}\n", self.index);
         for entry in [&self.one, &self.other] {
             let mut line = |name: &str, bytes: &[u8]| writeln!(text, "{name} {}", STANDARD.encode(bytes));
-            // Writing into a string does not fail.
+            // Writing to a string cannot fail.
             let _ = line("digest", &entry.digest.0);
             let _ = line("checkpoint", &entry.checkpoint.note);
             entry.proof.iter().for_each(|hash| _ = line("proof", &hash.0));
@@ -81,7 +83,8 @@ impl EntryEquivocation {
         text
     }
 
-    /// Reads and verifies such a file with the feed's keys in `roster`; it must be written as [`Self::format`] does.
+    /// Parses and verifies a file with the feed's keys in `roster`. It must have exactly the form
+    /// that [`Self::format`] returns.
     ///
     /// # Errors
     /// See [`EquivocationError`].
@@ -97,23 +100,24 @@ impl EntryEquivocation {
             return Err(EquivocationError::TwoFeeds(feeds.0.clone(), feeds.1.clone()));
         }
         let proven = Self::at(index, one, other).ok_or(EquivocationError::NotProven)?;
-        // Also the notes hold nothing beside what was verified, and nothing follows.
+        // The notes hold nothing that was not verified, and no bytes follow.
         if proven.format().as_bytes() == file { Ok(proven) } else { Err(Form("canonical form")) }
     }
 }
 
-/// What such a file says of a feed: two entries at one index, each under a checkpoint. Nothing of it is verified.
+/// The claims of an evidence file about a feed: two entries at one index, each under a checkpoint.
+/// They are unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryClaims {
     /// The index.
     pub index: u64,
-    /// The entry under the checkpoint that is not larger.
+    /// The entry under the smaller checkpoint, or under one of equal size.
     pub one: ClaimedEntry,
-    /// The other one.
+    /// The other entry.
     pub other: ClaimedEntry,
 }
 
-/// An entry, as a file says that a checkpoint proves it.
+/// An entry that a checkpoint includes, according to a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimedEntry {
     /// Its digest.
@@ -123,10 +127,10 @@ pub struct ClaimedEntry {
 }
 
 impl EntryClaims {
-    /// Reads a file.
+    /// Parses a file.
     ///
     /// # Errors
-    /// If it is not of the form, or speaks of two feeds; see [`EquivocationError`].
+    /// If it does not have the form, or covers two feeds; see [`EquivocationError`].
     pub fn read(file: &[u8]) -> Result<Self, EquivocationError> {
         let Parts { index, one, other } = Parts::read(file)?;
         let claimed = |part: &Part| -> Result<ClaimedEntry, EquivocationError> {
@@ -140,14 +144,14 @@ impl EntryClaims {
     }
 }
 
-/// A file taken apart.
+/// The parts of a file.
 struct Parts {
     index: u64,
     one: Part,
     other: Part,
 }
 
-/// What it has of one entry.
+/// The part of a file about one entry.
 struct Part {
     digest: Digest,
     note: Vec<u8>,

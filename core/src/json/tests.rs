@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used)]
-//! The cases of protobuf's conformance suite (`conformance/binary_json_conformance_suite.cc`) that our messages have the shapes for, by
-//! their names there: string `header.kind`, uint32 `format`, uint64 `rosterVersion`, int32 `PublishError.code`, bool `personalData`, bytes and
-//! timestamps, repeated strings and messages, and the arms of `Body.content` as a oneof.
+//! Cases of protobuf's conformance suite (`conformance/binary_json_conformance_suite.cc`) for which
+//! our messages have fields of the right type, under their names there: string `header.kind`,
+//! uint32 `format`, uint64 `rosterVersion`, int32 `PublishError.code`, bool `personalData`, bytes
+//! and timestamps, repeated strings and messages, and the arms of `Body.content` as a oneof.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -13,7 +14,7 @@ fn header(json: &str) -> Result<proto::Header, serde_json::Error> {
     serde_json::from_str(json)
 }
 
-/// `value` as the value of the field of this type.
+/// Parses `value` as a field of this type.
 fn uint32(value: &str) -> Option<u32> {
     header(&format!(r#"{{"format": {value}}}"#)).ok().map(|header| header.format)
 }
@@ -105,7 +106,8 @@ fn fields_that_are_given_twice_or_are_unknown_are_rejected_with_their_path() {
 
 #[test]
 fn integers_are_numbers_or_strings_and_whole_in_any_notation() {
-    // Int32FieldMaxValue, MinValue, StringValue, QuotedExponentialValue, FloatTrailingZero, ExponentialFormat, MaxFloatValue …
+    // Int32FieldMaxValue, MinValue, StringValue, QuotedExponentialValue, FloatTrailingZero,
+    // ExponentialFormat, MaxFloatValue …
     for (value, number) in [
         ("2147483647", 2_147_483_647),
         ("-2147483648", -2_147_483_648),

@@ -1,31 +1,33 @@
-//! What tells one authority from another: its public key. A certificate is written anew when it is renewed or cross-signed; who holds
-//! the key can sign in all of their names.
+//! Identifies certificate authorities by their public key. A renewed or cross-signed authority has
+//! a new certificate, but the holder of the key can sign for all of them.
 //!
-//! In scope: finding the key in a PEM certificate. Out of scope: whether the certificate is any good (TLS decides).
+//! In scope: finding the key in a PEM certificate. Out of scope: whether the certificate is valid
+//! (TLS decides).
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use crate::certificate;
 
-/// Who a listed certificate stands for.
+/// Identity of a listed certificate.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Authority {
-    /// The public key in its SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7), as bits. Without the algorithm beside it, which some
-    /// keys can be given in several spellings.
+    /// The public key bits in its SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7). The algorithm is
+    /// left out, because some keys allow several encodings of it.
     Key(Vec<u8>),
-    /// A text in which no certificate can be read: it certifies nothing, and is told from others by itself.
+    /// A text without a readable certificate. It certifies nothing, and the text itself identifies
+    /// it.
     Unreadable(String),
 }
 
 impl Authority {
-    /// Of one listed text.
+    /// Returns the identity of one listed text.
     pub(super) fn read(text: &str) -> Self {
         public_key(text).map_or_else(|| Self::Unreadable(text.trim().to_owned()), Self::Key)
     }
 }
 
-/// Whether a text holds more than one PEM block: only the first would ever be used.
+/// Returns whether a text holds more than one PEM block. Only the first would ever be used.
 pub(super) fn has_several(text: &str) -> bool {
     text.matches("-----BEGIN ").count() > 1
 }

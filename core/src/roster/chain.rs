@@ -1,7 +1,10 @@
-//! Which roster follows which: the TUF root rule.
+//! Succession of roster versions: the TUF root rule.
 //!
-//! Version n + 1 is accepted only with the threshold of version n's governors and of its own, one version at a time, and only if it
-//! leaves alone what version n had settled.
+//! Version n + 1 is accepted only with the threshold of version n's governors and of its own, one
+//! version at a time, and only if it preserves the invariants of version n.
+//!
+//! In scope: the chain of verified versions, and forks of a version. Out of scope: which fields are
+//! invariant (`invariants`), and reading a roster (`read`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +14,7 @@ use bytes::Bytes;
 use super::{Roster, RosterError, invariants};
 use crate::feed::note::Note;
 
-/// Consecutive verified versions, from one that was trusted from the start. Never empty.
+/// Consecutive verified versions, beginning with one that is trusted initially. Never empty.
 #[derive(Clone, Debug)]
 pub struct RosterChain {
     versions: BTreeMap<u64, (Arc<Roster>, Bytes)>,
@@ -21,45 +24,47 @@ pub struct RosterChain {
 /// Why a roster does not extend a chain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
-    /// Not a roster.
+    /// Not a valid roster.
     #[error(transparent)]
     Roster(#[from] RosterError),
     /// Too few governors signed it.
     #[error("version {version} has {found} of the {needed} signatures of {whose} governors that it needs")]
     Threshold {
-        /// Of the roster.
+        /// Version of the roster.
         version: u64,
-        /// Whose governors: "its own", "the version before's" or "the held version's".
+        /// The governors that count: "its own", "the version before's" or "the held version's".
         whose: &'static str,
-        /// Valid ones.
+        /// Number of valid signatures.
         found: usize,
-        /// Needed.
+        /// Number of signatures needed.
         needed: usize,
     },
-    /// Another version than the next.
+    /// A version other than the next.
     #[error("version {found} does not follow version {held}")]
     Gap {
-        /// Newest held.
+        /// Newest version held.
         held: u64,
-        /// Offered.
+        /// Version received.
         found: u64,
     },
     /// It names another predecessor, or another exchange.
     #[error("version {0} does not name the current roster as its predecessor")]
     Previous(u64),
-    /// It changes what the version before had settled: an epoch's final size, its keys, or the end of a key.
+    /// It changes an invariant of the version before: an epoch's final size, its keys, or the end
+    /// of a key.
     #[error("version {version} changes a final value: {field} was `{was}` and is `{is}`")]
     InvariantChanged {
         /// The version.
         version: u64,
-        /// Path.
+        /// Path of the field.
         field: String,
-        /// As the version before says.
+        /// Value in the version before.
         was: String,
-        /// As this one says.
+        /// Value in this version.
         is: String,
     },
-    /// Two different rosters of one version, both signed by those who may sign it: the held one stays until an operator decides.
+    /// Two different rosters of one version, both signed by the governors entitled to sign it. The
+    /// held one stays in force until an operator decides.
     #[error("there are two rosters of version {version}")]
     Fork {
         /// The version.
@@ -72,7 +77,7 @@ pub enum ChainError {
 }
 
 impl RosterChain {
-    /// Begins with a roster that is trusted by itself; its own threshold must have signed it.
+    /// Creates a chain from an initially trusted roster, which must be signed by its own threshold.
     ///
     /// # Errors
     /// [`ChainError::Roster`] or [`ChainError::Threshold`].
@@ -84,7 +89,7 @@ impl RosterChain {
         Ok(Self { versions, newest })
     }
 
-    /// Takes the next version in. A roster that is held already changes nothing and gives `false`.
+    /// Adds the next version. Returns `false`, without a change, if the roster is already held.
     ///
     /// # Errors
     /// See [`ChainError`]; the chain is unchanged then.
@@ -104,9 +109,10 @@ impl RosterChain {
         Ok(true)
     }
 
-    /// Whether `other` could have been accepted in place of `held`. Anybody can write a roster and sign it with governors of his own:
-    /// it is worth an alarm only if those signed it who decide about this version, the governors of the one before. Where that one is not
-    /// held they are the held version's own, who are trusted as they stand.
+    /// Checks whether `other` could have been accepted in place of `held`. Anybody can write a
+    /// roster and sign it with governors of their own. It is a fork only if it is signed by the
+    /// governors that decide about this version: those of the version before. If that version is
+    /// not held, those of the held version count, which is trusted initially.
     fn is_rival(&self, held: &Roster, other: &Roster, note: &Note) -> Result<(), ChainError> {
         if other.exchange() != held.exchange() {
             return Err(ChainError::Previous(other.version()));
@@ -118,34 +124,36 @@ impl RosterChain {
         threshold(other, "its own", other, note)
     }
 
-    /// The newest version.
+    /// Returns the newest version.
     #[must_use]
     pub fn newest(&self) -> &Roster {
         &self.newest
     }
 
-    /// The newest version, shared.
+    /// Returns the newest version, shared.
     #[must_use]
     pub fn newest_shared(&self) -> Arc<Roster> {
         Arc::clone(&self.newest)
     }
 
-    /// One version.
+    /// Returns one version.
     #[must_use]
     pub fn at(&self, version: u64) -> Option<&Roster> {
         self.versions.get(&version).map(|(roster, _)| roster.as_ref())
     }
 
-    /// Versions and notes, ascending.
+    /// Returns versions and notes, ascending.
     pub fn notes(&self) -> impl Iterator<Item = (u64, &Bytes)> {
         self.versions.iter().map(|(version, (_, note))| (*version, note))
     }
 }
 
-/// Whether `next`, signed as `note` says, follows `before`: the whole rule of succession.
+/// Checks whether `next`, with the signatures on `note`, follows `before`: the whole rule of
+/// succession.
 ///
 /// # Errors
-/// [`ChainError::Gap`], [`ChainError::Previous`], [`ChainError::Threshold`] or [`ChainError::InvariantChanged`].
+/// [`ChainError::Gap`], [`ChainError::Previous`], [`ChainError::Threshold`] or
+/// [`ChainError::InvariantChanged`].
 pub fn follows(before: &Roster, next: &Roster, note: &Note) -> Result<(), ChainError> {
     is_successor(before, next)?;
     threshold(before, "the version before's", next, note)?;
@@ -153,7 +161,7 @@ pub fn follows(before: &Roster, next: &Roster, note: &Note) -> Result<(), ChainE
     preserves_invariants(before, next)
 }
 
-/// Whether `next` could follow `before` once enough governors have signed it.
+/// Checks whether `next` could follow `before` once enough governors have signed it.
 ///
 /// # Errors
 /// [`ChainError::Gap`], [`ChainError::Previous`] or [`ChainError::InvariantChanged`].
@@ -179,7 +187,7 @@ fn preserves_invariants(before: &Roster, next: &Roster) -> Result<(), ChainError
     })
 }
 
-/// Whether enough of `by`'s governors signed `roster`.
+/// Checks that enough of `by`'s governors signed `roster`.
 fn threshold(by: &Roster, whose: &'static str, roster: &Roster, note: &Note) -> Result<(), ChainError> {
     let (found, needed) = (by.approvals(note), by.threshold());
     if found < needed {

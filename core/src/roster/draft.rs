@@ -1,14 +1,14 @@
-//! Rosters on their way: a text that governors sign one after the other until both thresholds are reached.
+//! Draft rosters: a text that governors sign one after the other until both thresholds are reached.
 //!
-//! In scope: reading a bare text or a note, who has signed it, adding a signature to the exact text. Out of scope: files, and whether
-//! the signatures suffice ([`super::RosterChain`]).
+//! In scope: reading a bare text or a note, listing its signers, adding a signature to the exact
+//! text. Out of scope: files, and whether the signatures suffice ([`super::RosterChain`]).
 
 use super::{ChainError, Roster, RosterError, UnfitAuthority, could_follow};
 use crate::feed::note::{Algorithm, KeyError, Note, NoteError, SigningKey, VerifierKey};
 use crate::ids::Member;
 use crate::limits::{NOTE_SIGNATURES_MAX, ROSTER_BYTES_MAX};
 
-/// A roster's text with the signatures that it has so far.
+/// A roster's text with the signatures collected so far.
 #[derive(Clone, Debug)]
 pub struct Draft {
     roster: Roster,
@@ -22,42 +22,43 @@ pub struct Signer {
     pub name: String,
     /// Its id.
     pub id: [u8; 4],
-    /// Whether it is a governor of this version.
+    /// Whether this version lists the key as a governor.
     pub own: bool,
-    /// Whether it is a governor of the version before.
+    /// Whether the version before lists the key as a governor.
     pub before: bool,
-    /// Whether the signature is right; `None` if neither version lists the key.
+    /// Whether the signature is valid; `None` if neither version lists the key.
     pub valid: Option<bool>,
 }
 
 /// Why a draft was not signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
-    /// A key that signs no rosters.
+    /// A key that may not sign rosters.
     #[error("key {0} is not a governor key of this version or of the previous one")]
     NotGovernor(String),
-    /// A new member under a code that ISO 3166-1 does not assign.
+    /// A new member with a code that ISO 3166-1 does not assign.
     #[error("{0} is not a member code: ISO 3166-1 does not assign it; the code of an organisation is `x-` and a name")]
     Unassigned(Member),
-    /// Certificates that are not fit for authorities.
+    /// Certificates that are unfit for authorities.
     #[error("{}", listed(.0))]
     Authorities(Vec<UnfitAuthority>),
-    /// It could not follow the version before.
+    /// The draft cannot follow the version before.
     #[error(transparent)]
     Chain(#[from] ChainError),
-    /// A line by this key is there and wrong: the text was changed after it had been signed.
+    /// An existing signature by this key is invalid: the text was changed after it had been signed.
     #[error("the draft has a wrong signature by {0}: its text was changed after it was signed")]
     Changed(String),
-    /// No room.
+    /// The draft already has the largest number of signatures.
     #[error("the draft has {NOTE_SIGNATURES_MAX} signatures already")]
     Full,
-    /// The key does not sign.
+    /// The key cannot sign.
     #[error(transparent)]
     Key(#[from] KeyError),
 }
 
 impl Draft {
-    /// Reads a bare text or a note. A text without a newline at its end gets one: it is what is signed.
+    /// Reads a bare text or a note. If a bare text does not end in a newline, one is added, because
+    /// the newline is part of the signed text.
     ///
     /// # Errors
     /// See [`RosterError`].
@@ -67,7 +68,8 @@ impl Draft {
             return Err(note_error(NoteError::TooLarge { max: ROSTER_BYTES_MAX, found: bytes.len() }));
         }
         let text = std::str::from_utf8(bytes).map_err(|_| note_error(NoteError::NotText))?;
-        // Editors on some systems begin a file with a byte order mark; it is no part of the text.
+        // Some editors add a byte order mark at the beginning of a file; it is not part of the
+        // text.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let bytes = text.as_bytes();
         if text.contains("\n\n— ") {
@@ -84,19 +86,19 @@ impl Draft {
         Ok(Self { roster: Roster::from_text(&text)?, note: Note { text, signatures: Vec::new() } })
     }
 
-    /// The roster that it says.
+    /// Returns the roster in the draft.
     #[must_use]
     pub fn roster(&self) -> &Roster {
         &self.roster
     }
 
-    /// Text and signatures; a note without signatures cannot be written.
+    /// Returns text and signatures. A note without signatures cannot be encoded.
     #[must_use]
     pub fn note(&self) -> &Note {
         &self.note
     }
 
-    /// Who has signed, in the order of the lines. `before` is the version before, if it is known.
+    /// Returns the signers in the order of the lines. `before` is the version before, if known.
     #[must_use]
     pub fn signers(&self, before: Option<&Roster>) -> Vec<Signer> {
         let signer = |line: &crate::feed::note::NoteSignature| {
@@ -108,8 +110,12 @@ impl Draft {
         self.note.signatures.iter().map(signer).collect()
     }
 
-    /// Adds the signature of one governor, of this version or of the one before, and says whether it was new. What could never be
-    /// accepted, new members whose code is not assigned, and authorities that `before` does not list and that are not fit at `now` (Unix seconds), are not signed.
+    /// Adds the signature of a governor of this version or the one before, and returns whether it
+    /// was new.
+    ///
+    /// Refuses to sign a roster that could never be accepted, new members whose code is not
+    /// assigned, and authorities that `before` does not list and that are unfit at `now` (Unix
+    /// seconds).
     ///
     /// # Errors
     /// See [`SignError`]; the draft is unchanged then.

@@ -1,7 +1,8 @@
-//! What a version may not take back from the version before it.
+//! Invariants of rosters: what a version must not change from the version before it.
 //!
-//! Evidence and every member's copies rest on these: the final size of a feed's epoch, an epoch's keys, and when a key ended. The rule
-//! looks at two consecutive versions and nothing else, so that every node comes to the same answer wherever its chain begins.
+//! Evidence and every member's replicas depend on them: the final size of a feed's epoch, the keys
+//! of an epoch, and the time at which a key ended. The rule compares two consecutive versions and
+//! nothing else, so every node reaches the same result wherever its chain begins.
 //!
 //! In scope: the comparison. Out of scope: signatures (`chain`).
 
@@ -9,18 +10,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{MemberEntry, MemberKey, Role, Roster};
 
-/// Something that had been settled and is not the same any more.
+/// A changed invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct InvariantViolation {
-    /// Path: `members.ma.closed_feeds`, and which one.
+    /// Path: `members.ma.closed_feeds`, and the item.
     pub(super) field: String,
-    /// As the version before says.
+    /// Value in the version before.
     pub(super) was: String,
-    /// As the new one says.
+    /// Value in the new version.
     pub(super) is: String,
 }
 
-/// Compares `next` with the version before it. A member that has left takes its part with it.
+/// Compares `next` with the version before it. The invariants of a member that has left no longer
+/// apply.
 pub(super) fn check(before: &Roster, next: &Roster) -> Result<(), InvariantViolation> {
     for held in before.entries() {
         let Some(new) = next.member(&held.code) else { continue };
@@ -74,7 +76,8 @@ fn epochs(entry: &MemberEntry) -> BTreeMap<u32, BTreeSet<String>> {
     epochs
 }
 
-/// A key that is in force stays in force, when it was retired stays so, and a theft can only turn out to be earlier than was known.
+/// Checks one key. A key in force stays in force, its time of retirement does not change, and its
+/// time of compromise can only become earlier.
 fn same_key(
     field: &str,
     (before, held): (&Roster, &MemberKey),
@@ -91,7 +94,8 @@ fn same_key(
     Ok(())
 }
 
-/// A key stays with whom and what it was listed for: its old signatures would become somebody else's.
+/// Checks that each key keeps its name, and so its member and role. Otherwise its old signatures
+/// would be attributed to somebody else.
 fn check_key_owners(before: &Roster, next: &Roster) -> Result<(), InvariantViolation> {
     let (held, new) = (owners(before), owners(next));
     for (public, owner) in &held {

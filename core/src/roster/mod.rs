@@ -1,8 +1,8 @@
-//! The roster: the signed list of members, their anchors, keys, endpoints and working groups.
+//! The roster: the signed list of members, their trust anchors, keys, endpoints and working groups.
 //!
-//! In scope: a [`Roster`] that makes sense (`read` says what that takes), asking it, the rule by which one version follows another
-//! ([`RosterChain`]), and drafts that governors sign ([`Draft`]). Out of scope: fetching and storing rosters. Format:
-//! docs/protocol.md §6.
+//! In scope: a valid [`Roster`] (see `read` for the rules), its queries, the rule of succession
+//! between versions ([`RosterChain`]), and drafts that governors sign ([`Draft`]). Out of scope:
+//! fetching and storing rosters. Format: docs/protocol.md §6.
 
 mod authority;
 mod chain;
@@ -27,12 +27,12 @@ use crate::feed::note::{Note, NoteSignature, VerifierKey};
 use crate::ids::{ExchangeName, FeedId, Hash, Member};
 use crate::limits::{CLOCK_AHEAD_SECONDS_MAX, ROSTER_BYTES_MAX};
 
-/// How far a governor's clock may be behind that of an authority that has just been made.
+/// How far a governor's clock may be behind the clock of a newly created authority, in seconds.
 const AUTHORITY_SKEW_SECONDS: i64 = CLOCK_AHEAD_SECONDS_MAX;
 /// Format of the text that this version reads.
 pub const ROSTER_FORMAT: u32 = 1;
 
-/// What a member is.
+/// Kind of member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberKind {
     /// A full member: counts towards quorums.
@@ -44,18 +44,18 @@ pub enum MemberKind {
 }
 
 impl MemberKind {
-    /// All with their words.
+    /// All kinds with their names.
     pub const ALL: [(Self, &'static str); 3] =
         [(Self::Full, "full"), (Self::Observer, "observer"), (Self::Partner, "partner")];
 
-    /// The word in rosters.
+    /// Returns its name in rosters.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("full", |(_, name)| name)
     }
 }
 
-/// What a key is for.
+/// Role of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
     /// Signs checkpoints of one epoch of the member's feed.
@@ -71,7 +71,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The word in rosters, without the epoch.
+    /// Returns its name in rosters, without the epoch.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -84,16 +84,17 @@ impl Role {
     }
 }
 
-/// A key and when it holds.
+/// A key with its role and its validity.
 #[derive(Clone, Debug)]
 pub struct MemberKey {
-    /// What for.
+    /// Its role.
     pub role: Role,
     /// The key.
     pub key: VerifierKey,
-    /// First roster version with which it may be used; 0 if the roster says none.
+    /// First roster version with which it may be used; 0 if the roster gives none.
     pub from_version: u64,
-    /// Unix seconds after which signatures no longer count, if it was retired or stolen: the earlier of the two.
+    /// Unix seconds after which its signatures no longer count, if it was retired or stolen: the
+    /// earlier of the two.
     pub until: Option<i64>,
     /// Whether it was stolen.
     pub compromised: bool,
@@ -102,15 +103,15 @@ pub struct MemberKey {
 }
 
 impl MemberKey {
-    /// Whether a signature that it made at `time`, in Unix seconds, counts. For a stolen key that is as good as the time is: only the
-    /// signer says when it was.
+    /// Returns whether a signature that it made at `time`, in Unix seconds, counts. For a stolen
+    /// key this is only as reliable as the time, which the signer alone states.
     #[must_use]
     pub fn counts_at(&self, time: u64) -> bool {
         self.until.is_none_or(|until| i64::try_from(time).is_ok_and(|time| time <= until))
     }
 }
 
-/// An epoch that has ended.
+/// A closed epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClosedFeed {
     /// Epoch.
@@ -121,7 +122,7 @@ pub struct ClosedFeed {
     pub root: Hash,
 }
 
-/// One member.
+/// A member.
 #[derive(Clone, Debug)]
 pub struct MemberEntry {
     /// Code.
@@ -146,7 +147,7 @@ pub struct MemberEntry {
     pub closed_feeds: Vec<ClosedFeed>,
 }
 
-/// A listed certificate that is not fit for an authority.
+/// A listed certificate that is unfit for an authority.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct UnfitAuthority {
@@ -156,7 +157,7 @@ pub struct UnfitAuthority {
     pub reason: Unfit,
 }
 
-/// A roster that makes sense. Whether its signatures suffice is [`RosterChain`]'s to say.
+/// A valid roster. Whether its signatures suffice is decided by [`RosterChain`].
 #[derive(Clone, Debug)]
 pub struct Roster {
     exchange: ExchangeName,
@@ -172,39 +173,39 @@ pub struct Roster {
     members: BTreeMap<Member, MemberEntry>,
 }
 
-/// Why a text is no roster.
+/// Why a text is not a valid roster.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RosterError {
     /// Not a signed note.
     #[error("the roster is not a signed note: {0}")]
     Note(String),
-    /// Not the TOML that is expected.
+    /// Not TOML of the expected form.
     #[error("the roster's text cannot be read: {0}")]
     Toml(String),
-    /// A field is wrong.
+    /// A field is invalid.
     #[error("{field}: `{found}` is not {expected}")]
     Field {
         /// Path: `members.ma.keys[2].role`.
         field: String,
-        /// What stands there.
+        /// Value found.
         found: String,
         /// What was expected.
         expected: &'static str,
     },
-    /// Something that may stand in one place stands in two.
+    /// A value that must be unique occurs twice.
     #[error("{field}: the same {what} is in {other}")]
     Twice {
-        /// Path of the second place.
+        /// Path of the second occurrence.
         field: String,
-        /// Path of the first.
+        /// Path of the first occurrence.
         other: String,
-        /// What: "key", "authority", "endpoint".
+        /// Type of value: "key", "authority", "endpoint".
         what: &'static str,
     },
 }
 
 impl Roster {
-    /// Reads a roster note, without looking at its signatures.
+    /// Parses a roster note without verifying its signatures.
     ///
     /// # Errors
     /// See [`RosterError`].
@@ -214,7 +215,7 @@ impl Roster {
         Ok((roster, note))
     }
 
-    /// Reads a roster's text.
+    /// Parses a roster's text.
     ///
     /// # Errors
     /// See [`RosterError`].
@@ -223,84 +224,88 @@ impl Roster {
         read::build(&read, Hash(Sha256::digest(text.as_bytes()).into()))
     }
 
-    /// Exchange name.
+    /// Returns the exchange name.
     #[must_use]
     pub fn exchange(&self) -> &ExchangeName {
         &self.exchange
     }
 
-    /// Version, from 1.
+    /// Returns the version; versions count from 1.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// SHA-256 of the text, without signatures: what the next version names as `previous`.
+    /// Returns the SHA-256 of the text, without signatures. The next version names it as
+    /// `previous`.
     #[must_use]
     pub fn text_hash(&self) -> Hash {
         self.text_hash
     }
 
-    /// What this version names as the one before.
+    /// Returns the hash that this version names as the version before.
     #[must_use]
     pub fn previous(&self) -> Option<Hash> {
         self.previous
     }
 
-    /// Unix seconds of issue.
+    /// Returns the Unix seconds of issue.
     #[must_use]
     pub fn issued(&self) -> i64 {
         self.issued
     }
 
-    /// Unix seconds after which nodes warn.
+    /// Returns the Unix seconds after which nodes raise an alarm.
     #[must_use]
     pub fn review_by(&self) -> i64 {
         self.review_by
     }
 
-    /// Cosigners, other than the publisher, that make a bulletin witnessed.
+    /// Returns how many cosigners, other than the publisher, make a bulletin witnessed.
     #[must_use]
     pub fn quorum(&self) -> usize {
         self.quorum
     }
 
-    /// Governors' keys.
+    /// Returns the governors' keys.
     #[must_use]
     pub fn governors(&self) -> &[VerifierKey] {
         &self.governors
     }
 
-    /// How many governors must sign.
+    /// Returns how many governors must sign.
     #[must_use]
     pub fn threshold(&self) -> usize {
         self.threshold
     }
 
-    /// Working groups of the exchange.
+    /// Returns the working groups of the exchange.
     #[must_use]
     pub fn working_groups(&self) -> &BTreeSet<String> {
         &self.working_groups
     }
 
-    /// Members, by code.
+    /// Returns the members, by code.
     pub fn entries(&self) -> impl Iterator<Item = &MemberEntry> {
         self.members.values()
     }
 
-    /// One member.
+    /// Returns one member.
     #[must_use]
     pub fn member(&self, member: &Member) -> Option<&MemberEntry> {
         self.members.get(member)
     }
 
-    /// Members of kind `full`.
+    /// Returns the members of kind `full`.
     pub fn full_members(&self) -> impl Iterator<Item = &MemberEntry> {
         self.members.values().filter(|entry| entry.kind == MemberKind::Full)
     }
 
-    /// Keys of one epoch of a feed; all of them must sign. Empty for another exchange's feed. Keys that have ended are among them: a
-    /// checkpoint says no time, so what was signed before the end can only be told by who cosigned it when, or by the epoch's closing.
+    /// Returns the keys of one epoch of a feed; all of them must sign. Empty for a feed of another
+    /// exchange.
+    ///
+    /// Expired keys are included, because a checkpoint has no time. Only the times of cosignatures,
+    /// or the closing of the epoch, show what was signed before a key expired.
     #[must_use]
     pub fn feed_keys(&self, feed: &FeedId) -> Vec<VerifierKey> {
         if feed.exchange != self.exchange {
@@ -309,8 +314,9 @@ impl Roster {
         self.keys(&feed.member, Role::Feed(feed.epoch)).map(|key| key.key.clone()).collect()
     }
 
-    /// Cosigning keys of a member with which these lines can be verified. A key that has ended is among them only if it made a line
-    /// that says a time before its end: that time is signed too, so it holds once the line is verified.
+    /// Returns a member's cosigning keys that can verify these lines. An expired key is included
+    /// only if a line by it has a time before its expiry; the time is covered by the signature, so
+    /// it is reliable once the line is verified.
     #[must_use]
     pub fn mirror_keys(&self, member: &Member, lines: &[NoteSignature]) -> Vec<VerifierKey> {
         let in_time = |key: &MemberKey| {
@@ -320,13 +326,15 @@ impl Roster {
         self.keys(member, Role::Mirror).filter(|key| in_time(key)).map(|key| key.key.clone()).collect()
     }
 
-    /// Custody keys of a member that count for a note made at `time`, in Unix seconds, as the note itself says.
+    /// Returns a member's custody keys that count for a note with this `time`, in Unix seconds,
+    /// according to the note itself.
     #[must_use]
     pub fn custody_keys(&self, member: &Member, time: u64) -> Vec<VerifierKey> {
         self.keys(member, Role::Custody).filter(|key| key.counts_at(time)).map(|key| key.key.clone()).collect()
     }
 
-    /// Keys of a member for a role that may be used with this version, whether or not they have ended since.
+    /// Returns a member's keys for a role that may be used with this version, including expired
+    /// ones.
     pub fn keys(&self, member: &Member, role: Role) -> impl Iterator<Item = &MemberKey> {
         self.members
             .get(member)
@@ -335,7 +343,8 @@ impl Roster {
             .filter(move |key| key.role == role && key.from_version <= self.version)
     }
 
-    /// The listed certificates that `before` does not list already, in PEM, each with its path: `members.ma.ca_certificates[0]`.
+    /// Returns the listed certificates that `before` does not list, in PEM, each with its path:
+    /// `members.ma.ca_certificates[0]`.
     pub fn new_authorities<'a>(&'a self, before: Option<&'a Roster>) -> impl Iterator<Item = (String, &'a str)> {
         self.entries().flat_map(move |entry| {
             let listed = before.and_then(|before| before.member(&entry.code));
@@ -346,10 +355,12 @@ impl Roster {
         })
     }
 
-    /// The listed certificates that are not fit for an authority at `now`, in Unix seconds. Those that `before` lists already are left
-    /// out: a roster that other members need must not wait for the member whose authority has ended. An unfit authority certifies
-    /// nothing, which is its member's loss and no reason to reject a roster that the governors have signed; they do not sign one that
-    /// adds it ([`Draft`]).
+    /// Returns the listed certificates that are unfit for an authority at `now`, in Unix seconds.
+    ///
+    /// Certificates that `before` lists already are left out: a roster that other members need must
+    /// not wait for a member whose authority has expired. An unfit authority certifies nothing,
+    /// which affects only its member. It is no reason to reject a roster that governors have
+    /// signed, but governors do not sign a roster that adds one ([`Draft`]).
     #[must_use]
     pub fn unfit_authorities(&self, before: Option<&Roster>, now: i64) -> Vec<UnfitAuthority> {
         let unfit = |(field, pem): (String, &str)| {
@@ -360,7 +371,7 @@ impl Roster {
         self.new_authorities(before).filter_map(unfit).collect()
     }
 
-    /// Valid signatures of this roster's governors on a note, each governor counted once.
+    /// Returns the number of governors of this roster with a valid signature on a note.
     #[must_use]
     pub fn approvals(&self, note: &Note) -> usize {
         self.governors.iter().filter(|key| note.verify(key).is_ok()).count()

@@ -1,7 +1,7 @@
-//! From a roster's text to a [`Roster`] that makes sense.
+//! Builds a valid [`Roster`] from a roster's text.
 //!
-//! In scope: every rule that one roster can be held to by itself; each refusal names the field. Out of scope: signatures and the version
-//! before (`chain`, `invariants`).
+//! In scope: every rule that can be checked on one roster alone; each error names the field. Out of
+//! scope: signatures and the version before (`chain`, `invariants`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::feed::tree::TREE_SIZE_MAX;
 use crate::ids::{ExchangeName, Hash, Member, is_bidi_control};
 use crate::limits::{ENDPOINT_BYTES_MAX, FOUND_CHARS_MAX, GOVERNORS_MAX, LINE_CHARS_MAX};
 
-/// Highest label that an observer or partner may be granted: AMBER and above are for full members (DESIGN §5).
+/// Highest label that an observer or partner may be granted: AMBER and above are for full members.
 const CEILING_MAX: Tlp = Tlp::Green;
 
 pub(super) fn build(read: &RosterText, text_hash: Hash) -> Result<Roster, RosterError> {
@@ -86,7 +86,7 @@ fn governors(read: &GovernorsText, unique: &mut UniqueIndex) -> Result<Vec<Verif
     for (place, text) in read.keys.iter().enumerate() {
         let field = format!("governors.keys[{place}]");
         let key = key(&field, text, |algorithm| algorithm == Algorithm::Ed25519)?;
-        // Two keys of one name could be one person's: the threshold counts persons.
+        // Two keys with one name could belong to one person, but the threshold counts persons.
         unique.insert("governor", key.name(), field.clone())?;
         unique.insert_key(&key, field)?;
         found.push(key);
@@ -97,7 +97,7 @@ fn governors(read: &GovernorsText, unique: &mut UniqueIndex) -> Result<Vec<Verif
     Ok(found)
 }
 
-/// Where in the text everything stands that may stand in one place only.
+/// Path of every value that must be unique.
 #[derive(Default)]
 struct UniqueIndex {
     things: BTreeMap<(&'static str, String), String>,
@@ -115,11 +115,11 @@ impl UniqueIndex {
         once(&mut self.things, (what, thing.to_string()), what, field)
     }
 
-    /// A key is told by its public part alone: under another name, for another role or as another signature type it is the same key,
-    /// and who holds it for one could sign as the other.
+    /// Identifies a key by its public part alone. Under another name, for another role or as
+    /// another signature type it is still the same key, and its holder could sign as the other.
     fn insert_key(&mut self, key: &VerifierKey, field: String) -> Result<(), RosterError> {
         once(&mut self.keys, key.public_bytes().to_vec(), "key", field.clone())?;
-        // Of two keys with one name and id nobody could say whose a signature line is.
+        // If two keys had the same name and id, a signature line would be ambiguous.
         self.insert("key id", &format!("{}+{}", key.name(), hex::encode(key.id())), field)
     }
 
@@ -143,9 +143,9 @@ fn once<T: Ord>(
     }
 }
 
-/// One member's part of the text.
+/// The part of the text about one member.
 struct MemberParser<'a> {
-    /// As far as it has been read.
+    /// The roster as parsed so far.
     roster: &'a Roster,
     code: Member,
     text: &'a MemberText,
@@ -200,7 +200,8 @@ impl MemberParser<'_> {
         })
     }
 
-    /// Names stand on every member's screens, between other members' names: they are one line of plain text each.
+    /// Checks the names. Every member displays them among those of other members, so each must be
+    /// one line of plain text.
     fn names(&self, names: &NamesText) -> Result<(), RosterError> {
         for (language, name) in [("ar", &names.ar), ("fr", &names.fr), ("en", &names.en)] {
             let field = self.path(&format!("names.{language}"));
@@ -338,7 +339,7 @@ impl MemberParser<'_> {
     }
 }
 
-/// Names of working groups, each once.
+/// Parses the names of working groups, each of which must be unique.
 fn labels(field: &str, names: &[String]) -> Result<BTreeSet<String>, RosterError> {
     let mut held = BTreeMap::new();
     for (place, name) in names.iter().enumerate() {
@@ -374,7 +375,8 @@ fn unprintable(c: char) -> bool {
     c.is_control() || is_bidi_control(c)
 }
 
-/// The text found is foreign: it is cut, and shown so that it cannot change what stands around it.
+/// Creates a field error. The text found is foreign, so it is cut and escaped; it cannot affect the
+/// surrounding text.
 fn field_error(field: &str, found: impl std::fmt::Display, expected: &'static str) -> RosterError {
     let mut printable = String::new();
     for c in found.to_string().chars().take(FOUND_CHARS_MAX) {

@@ -1,6 +1,7 @@
-//! The roster's text: TOML that a minister's aide can read. Unknown keys are refused.
+//! The roster's text: TOML that people without technical training can read. Unknown keys are
+//! rejected.
 //!
-//! In scope: the shape of the text. Out of scope: whether it makes sense ([`super::Roster`]).
+//! In scope: the structure of the text. Out of scope: its validity ([`super::Roster`]).
 
 use std::collections::BTreeMap;
 
@@ -11,34 +12,34 @@ use toml::value::Datetime;
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct RosterText {
-    /// 1.
+    /// Always 1.
     pub format: u32,
     /// Exchange name.
     pub exchange: String,
-    /// From 1, by ones.
+    /// Begins at 1 and increases by 1.
     pub version: u64,
     /// SHA-256 of the text (without signatures) of the version before, hex; absent for version 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<String>,
     /// When the governors issued it, with offset.
     pub issued: Datetime,
-    /// After it nodes warn; they never stop.
+    /// After this time nodes raise an alarm; they never stop.
     pub review_by: Datetime,
     /// Cosigners, other than the publisher, that make a bulletin *witnessed*.
     pub quorum: u32,
     /// Working groups of the exchange.
     pub working_groups: Vec<String>,
-    /// Who signs rosters.
+    /// The keys that sign rosters.
     pub governors: GovernorsText,
-    /// Who takes part.
+    /// The participants.
     pub members: Vec<MemberText>,
 }
 
-/// Who signs rosters.
+/// The governors, who sign rosters.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct GovernorsText {
-    /// So many of the keys must sign.
+    /// Number of governors that must sign.
     pub threshold: u32,
     /// C2SP vkeys, Ed25519 (type 0x01).
     pub keys: Vec<String>,
@@ -52,7 +53,7 @@ pub struct MemberText {
     pub code: String,
     /// full, observer or partner.
     pub kind: String,
-    /// Names for people.
+    /// Display names.
     pub names: NamesText,
     /// `host:port` of its exchange listener; empty if it only dials.
     #[serde(default)]
@@ -69,7 +70,7 @@ pub struct MemberText {
     pub ceilings: BTreeMap<String, String>,
     /// Its keys.
     pub keys: Vec<KeyText>,
-    /// Feeds that were closed.
+    /// Closed epochs of its feed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub closed_feeds: Vec<ClosedFeedText>,
 }
@@ -97,30 +98,31 @@ pub struct KeyText {
     pub epoch: Option<u32>,
     /// C2SP vkey.
     pub key: String,
-    /// First roster version with which it may be used; absent: the first that lists it.
+    /// First roster version with which it may be used; if absent, the first that lists it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_version: Option<u64>,
-    /// Signatures after this time are not by the member (retired).
+    /// Retired: signatures after this time are not by the member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired: Option<Datetime>,
-    /// Signatures after this time may be anybody's (stolen).
+    /// Stolen: signatures after this time may be by anybody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compromised: Option<Datetime>,
 }
 
-/// An epoch that has ended.
+/// A closed epoch.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct ClosedFeedText {
     /// Epoch.
     pub epoch: u32,
-    /// Its last size, final.
+    /// Its final size.
     pub size: u64,
     /// Root at that size, hex.
     pub root: String,
 }
 
-/// Unix seconds of a date and time with offset (RFC 3339); `None` for a value without date, time or offset.
+/// Returns the Unix seconds of a date and time with offset (RFC 3339); `None` for a value without
+/// date, time or offset.
 #[must_use]
 pub fn unix_seconds(value: &Datetime) -> Option<i64> {
     let (date, time) = (value.date?, value.time?);
@@ -129,7 +131,8 @@ pub fn unix_seconds(value: &Datetime) -> Option<i64> {
         toml::value::Offset::Custom { minutes } => i64::from(minutes),
     };
     let (year, month, day) = (i64::from(date.year), i64::from(date.month), i64::from(date.day));
-    // Days from civil, counted in eras of 400 years that begin in March.
+    // Days since 1970-01-01 in the Gregorian calendar, counted in eras of 400 years that begin in
+    // March.
     let shifted = if month <= 2 { year - 1 } else { year };
     let era = shifted.div_euclid(400);
     let of_era = shifted.rem_euclid(400);

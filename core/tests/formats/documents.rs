@@ -1,8 +1,10 @@
-//! The examples in the project's papers are what the code reads and writes: byte for byte, or the paper is wrong.
+//! Compares the examples in the project's documents with the formats that the code reads and
+//! writes, byte for byte.
 //!
-//! A fenced block whose first line says `golden=FILE` repeats a file of `tests/golden`, or its `lines=A..B` (from 1, the last included)
-//! or `bytes=A..B` (from 0, the last left out); `produced=NAME` repeats what [`produced`] makes. Blocks of `text` are compared as they
-//! are; in blocks of `hex` space is free and `#` begins a remark.
+//! A fenced block whose first line has `golden=FILE` repeats a file of `tests/golden`, or its
+//! `lines=A..B` (from 1, inclusive) or `bytes=A..B` (from 0, exclusive of B); `produced=NAME`
+//! repeats the output of [`produced`]. Blocks of `text` are compared exactly; in blocks of `hex`,
+//! white space is ignored and `#` begins a comment.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 use crate::fixture::*;
 use crate::golden::read;
 
-/// The papers with examples, and how many there are at least.
+/// The documents with examples, and the least number of examples in each.
 const PAPERS: [(&str, usize); 2] = [("docs/protocol.md", 20), ("docs/store.md", 3)];
 
 struct Block {
@@ -71,7 +73,7 @@ fn range(text: &str) -> (usize, usize) {
     (from.parse().unwrap(), to.parse().unwrap())
 }
 
-/// What the block must repeat; `None` for one that repeats nothing.
+/// Returns what the block must repeat; `None` for one that repeats nothing.
 fn expected(block: &Block) -> Option<Vec<u8>> {
     if let Some(name) = block.says.get("produced") {
         return Some(produced(name).unwrap_or_else(|| panic!("{}: nothing is called {name}", block.place)));
@@ -128,7 +130,7 @@ fn documented_examples_match_the_code() {
     }
 }
 
-/// A table row `| `NAME` | value |` in the papers, for every limit that they name.
+/// Compares every limit in the documents' tables (`| `NAME` | value |`) with the code.
 #[test]
 fn documented_limits_match_the_code() {
     macro_rules! limits {
@@ -265,7 +267,7 @@ fn produced(name: &str) -> Option<Vec<u8>> {
             ranges: Vec::new(),
         })),
         "frame-express" => {
-            // Without the envelope, which stands in §2.
+            // Without the envelope, which is in §2.
             let proof = tree::inclusion_proof(&tree(), 9, SIZE).unwrap();
             frame(Frame::PriorityEntry(proto::PriorityEntry {
                 feed: signed.checkpoint.feed.to_string(),
@@ -284,13 +286,13 @@ fn produced(name: &str) -> Option<Vec<u8>> {
     })
 }
 
-/// Key id and signature of a note's line, as its base64 holds them.
+/// Returns key id and signature of a note's line, as decoded from its base64.
 fn decoded_line(note: &[u8], line: usize) -> Vec<u8> {
     let line = &Note::parse(note).unwrap().signatures[line];
     [&line.id[..], &line.bytes].concat()
 }
 
-/// The message of type 0x06, written down from c2sp.org/tlog-cosignature alone.
+/// The message of type 0x06, implemented from c2sp.org/tlog-cosignature alone.
 fn tree_head_message(key: &VerifierKey, time: u64, origin: &str) -> Vec<u8> {
     let head = checkpoint(&tree(), SIZE).checkpoint;
     let short = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();

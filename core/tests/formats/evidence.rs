@@ -1,4 +1,4 @@
-//! A file that convinces whoever holds a roster, and the ways in which somebody may try to make one that should not.
+//! Evidence that convinces every holder of a roster, and forgeries that must not.
 
 use barid_core::evidence::zip::{self, Part};
 use barid_core::evidence::{Dispute, EvidenceError, EvidenceParts, Outcome, Uncounted, assemble, verify};
@@ -80,11 +80,13 @@ fn flipped_bit_in_any_byte_of_the_file_is_rejected() {
     }
 }
 
-/// The archive's checksums find damage; a forger mends them. Every byte of every part must be under a hash or a signature too.
+/// The archive's checksums detect damage, but a forger can recompute them. So every byte of every
+/// part must also be covered by a hash or a signature.
 #[test]
 fn flipped_bit_in_any_part_of_a_rewritten_archive_is_rejected() {
     let file = Bytes::from(assemble(parts()).unwrap());
-    // A newer trusted roster is not in the file, and an older one is: both ways of binding the file's rosters.
+    // One trusted roster is newer than those in the file, the other is in the file: both ways of
+    // linking the file's rosters.
     let rosters = [trusted(&roster_1()), trusted(&next_roster(&roster_2(), |_| ()))];
     let parts = zip::read(&file).unwrap();
     assert_eq!(verify(&file, &rosters[1]).outcome, Outcome::Witnessed);
@@ -118,8 +120,9 @@ fn missing_added_or_moved_parts_are_rejected() {
     for place in 0..parts.len() {
         let mut without = parts.clone();
         let removed = without.remove(place);
-        // The verifier holds roster 1 itself; the newest roster and a member's custody note are not needed for the rest to hold.
-        // Niger's note speaks of a size of its own: without it, the proof that ties that size is one too many.
+        // The verifier holds roster 1 itself, and the rest is valid without the newest roster and
+        // without one member's custody note. Niger's note has a size of its own, so without it the
+        // consistency proof for that size is superfluous.
         let spare = removed.name.starts_with("rosters/") || removed.name == "custody/ly.note";
         let expected = if spare { 0 } else { 12 };
         let verdict = verify(&zip::write(&without).unwrap(), &roster);
@@ -169,7 +172,7 @@ fn proofs_of_another_entry_are_rejected() {
     let moved = |proof: TlogProof| TlogProof { index: INDEX + 1, ..proof };
     assert!(matches!(rejected(|parts| parts.proofs[0] = moved(other(INDEX, 7))), EvidenceError::Proof(_)));
     assert_eq!(rejected(|parts| parts.proofs[1] = other(INDEX, 7)), EvidenceError::Different);
-    // Libya's own bulletin does not become Morocco's by standing in Morocco's feed.
+    // A bulletin by Libya is not accepted as Morocco's because it is in Morocco's feed.
     let foreign = bulletin_of("ly", 1);
     let tree = tree_with(&foreign);
     let error = rejected(|parts| {
@@ -206,7 +209,7 @@ fn signatures_by_unlisted_keys_are_rejected() {
     assert!(matches!(error, EvidenceError::UnknownSignature(_)));
     let error = rejected(|parts| parts.custody[0] = custody(&tree(), "ly", 7, Some(INDEX)));
     assert_eq!(error, EvidenceError::NotHeld(member("ly")));
-    // Who assembles does not judge rosters; who verifies does.
+    // Assembling does not check signatures on rosters by other keys; verifying does.
     let mut parts = parts();
     let mut note = Note::parse(&parts.rosters[0].1).unwrap();
     note.signatures.push(governor(9).sign_text(&note.text).unwrap());
@@ -227,26 +230,27 @@ fn checkpoints_without_consistency_proofs_are_rejected() {
 fn only_rosters_linked_to_the_trusted_one_are_used() {
     let file = assemble(parts()).unwrap();
     let judge = |roster: &Bytes| verify(&file, &trusted(roster)).outcome;
-    // Somebody else's exchange of the same name: same members, other governors' decision.
+    // Another exchange with the same name: the same members, but a different decision of the
+    // governors.
     let forked = next_roster(&roster_1(), |text| text.quorum = 1);
     assert_eq!(judge(&forked), Outcome::Invalid(EvidenceError::OtherRoster(2)));
     let mut text = roster_text();
     text.quorum = 1;
     assert_eq!(judge(&roster_note(&text, &[1, 2])), Outcome::Invalid(EvidenceError::OtherRoster(1)));
-    // The next one, or one much later, decides by itself.
+    // The next roster, or a much later one, decides by itself.
     let third = next_roster(&roster_2(), |text| text.quorum = 3);
     assert_eq!(judge(&third), Outcome::SignedOnly);
     let fourth = next_roster(&third, |_| ());
     let report = verify(&file, &trusted(&fourth)).report.unwrap();
     assert_eq!((report.rosters_tied, report.roster_version, report.quorum), (false, 4, 3));
-    // The file's first roster may follow the trusted one; one between must not be missing.
+    // The file's first roster may follow the trusted one directly; a gap is not allowed.
     let late = |rosters: Vec<(u64, Bytes)>| changed(|parts| parts.rosters = rosters);
     assert_eq!(outcome(&late(vec![(2, roster_2()), (3, third.clone())]), &trusted(&roster_1())), Outcome::SignedOnly);
     let gap = outcome(&late(vec![(3, third.clone())]), &trusted(&roster_1()));
     assert_eq!(gap, Outcome::Undecided(EvidenceError::RosterGap { first: 3 }));
     let gap = outcome(&late(vec![(1, roster_1()), (3, third)]), &trusted(&roster_1()));
     assert!(matches!(gap, Outcome::Invalid(EvidenceError::Rosters(_))));
-    // Too few governors.
+    // Too few governors signed.
     let text = toml::from_str(&Note::parse(&roster_2()).unwrap().text).unwrap();
     for governors in [&[2][..], &[3, 4], &[]] {
         let weak = late(vec![(1, roster_1()), (2, roster_note(&text, governors))]);
@@ -278,7 +282,7 @@ fn judged_after(change: impl FnOnce(&mut barid_core::roster::text::RosterText)) 
     verify(&file, &trusted(&next_roster(&roster_2(), change))).outcome
 }
 
-/// TIME is 2025-11-23T19:44:10Z; Libya cosigned then, Tunisia five seconds later.
+/// TIME is 2025-11-23T19:44:10Z; Libya cosigned at that time, Tunisia five seconds later.
 const BETWEEN: &str = "2025-11-23T19:44:12Z";
 const AFTERWARDS: &str = "2025-11-23T19:44:15Z";
 
@@ -310,7 +314,8 @@ fn closed_feed_keeps_entries_below_its_final_size() {
     assert_eq!(closed(INDEX, root(INDEX)), Outcome::Disputed(expected));
     let expected = vec![Dispute::Fork { size: SIZE, by: "the governors".to_owned() }];
     assert_eq!(closed(SIZE, root(7)), Outcome::Disputed(expected));
-    // Retired when it was closed: cosignatures that came later still count within what was closed.
+    // The key was retired when the feed was closed. Later cosignatures still count for entries
+    // within the closed size.
     let retired = judged_after(|text| {
         close(text, SIZE, &root(SIZE));
         keys_of(text, "ma", "feed").for_each(|key| key.retired = Some(BETWEEN.parse().unwrap()));

@@ -1,4 +1,4 @@
-//! A small fictional exchange whose keys, rosters and bulletins are always the same.
+//! A small fictional exchange with fixed keys, rosters and bulletins.
 
 use barid_core::bulletin::kinds;
 use barid_core::bulletin::{BulletinId, DraftDefaults, ValidBulletin, prepare};
@@ -18,9 +18,9 @@ use sha2::{Digest as _, Sha256};
 pub(crate) const EXCHANGE: &str = "rabat.example";
 /// 2025-11-23T19:44:04.250Z.
 pub(crate) const NOW_MS: u64 = 1_763_927_044_250;
-/// Seconds at which the first cosignature is made.
+/// Unix seconds of the first cosignature.
 pub(crate) const TIME: u64 = 1_763_927_050;
-/// The bulletin's place among the entries, and how many there are.
+/// The index of the bulletin in the feed, and the size of the feed.
 pub(crate) const INDEX: u64 = 4;
 pub(crate) const SIZE: u64 = 10;
 
@@ -28,7 +28,7 @@ pub(crate) fn member(code: &str) -> Member {
     code.parse().unwrap()
 }
 
-/// A key that its name and number give.
+/// Returns a key derived from its name and number.
 pub(crate) fn key(name: &str, algorithm: Algorithm, number: u8) -> SigningKey {
     let seed = Sha256::new().chain_update(name).chain_update([algorithm.number(), number]).finalize();
     SigningKey::from_seed(name, algorithm, seed.into()).unwrap()
@@ -46,7 +46,7 @@ pub(crate) fn mirror_key(code: &str, number: u8) -> SigningKey {
     key(&format!("{code}.{EXCHANGE}/mirror"), Algorithm::CosignatureEd25519, number)
 }
 
-/// The post-quantum key that stands beside [`feed_key`] where the roster lists one.
+/// Returns the post-quantum key that a roster lists beside [`feed_key`].
 pub(crate) fn post_quantum_feed_key(code: &str) -> SigningKey {
     key(&format!("{code}.{EXCHANGE}/feed/1"), Algorithm::CosignatureMlDsa44, 0)
 }
@@ -59,7 +59,8 @@ pub(crate) fn custody_key(code: &str) -> SigningKey {
     key(&format!("{code}.{EXCHANGE}/custody"), Algorithm::Ed25519, 0)
 }
 
-/// Version 1: four full members of which two others must witness, and an observer; two of three governors sign.
+/// Version 1: four full members and an observer; two others must cosign, and two of three governors
+/// must sign.
 pub(crate) fn roster_text() -> RosterText {
     let names = [
         ("ma", ["المغرب", "Maroc", "Morocco"]),
@@ -115,7 +116,7 @@ fn member_text(code: &str, [ar, fr, en]: &[&str; 3]) -> MemberText {
     }
 }
 
-/// A roster as the governors with these numbers sign it.
+/// Returns a roster signed by the governors with these numbers.
 pub(crate) fn roster_note(text: &RosterText, governors: &[u8]) -> Bytes {
     let text = toml::to_string(text).unwrap();
     let signatures = governors.iter().map(|number| governor(*number).sign_text(&text).unwrap()).collect();
@@ -126,7 +127,7 @@ pub(crate) fn roster_1() -> Bytes {
     roster_note(&roster_text(), &[1, 2])
 }
 
-/// The version after `before`, changed.
+/// Returns the version after `before`, with a change.
 pub(crate) fn next_roster(before: &Bytes, change: impl FnOnce(&mut RosterText)) -> Bytes {
     let (roster, note) = Roster::read(before).unwrap();
     let mut text: RosterText = toml::from_str(&note.text).unwrap();
@@ -136,7 +137,7 @@ pub(crate) fn next_roster(before: &Bytes, change: impl FnOnce(&mut RosterText)) 
     roster_note(&text, &[2, 3])
 }
 
-/// Version 2: a fourth governor in place of the first.
+/// Version 2: a fourth governor replaces the first.
 pub(crate) fn roster_2() -> Bytes {
     next_roster(&roster_1(), |text| text.governors.keys[0] = governor(4).verifier().to_string())
 }
@@ -159,7 +160,7 @@ pub(crate) fn trusted(note: &Bytes) -> Roster {
     Roster::read(note).unwrap().0
 }
 
-/// The bulletin: a situation report of the kind's own sample, status Exercise.
+/// The bulletin: the sample of its kind, a situation report with status Exercise.
 pub(crate) fn bulletin() -> ValidBulletin {
     bulletin_of("ma", 1)
 }
@@ -176,7 +177,7 @@ pub(crate) fn bulletin_of(code: &str, roster_version: u64) -> ValidBulletin {
     prepare(&draft, &defaults, [9; 16]).unwrap()
 }
 
-/// Ten entries of Morocco's feed, of which one is the bulletin.
+/// Ten entries of Morocco's feed, one of which is the bulletin.
 pub(crate) fn tree() -> MemoryTree {
     tree_with(&bulletin())
 }
@@ -196,7 +197,8 @@ pub(crate) fn checkpoint(tree: &MemoryTree, size: u64) -> SignedCheckpoint {
     sign(&checkpoint, &[feed_key("ma")]).unwrap()
 }
 
-/// A checkpoint note with cosignatures of these members' mirror keys (code, number of the key) at `time`.
+/// Returns a checkpoint note cosigned with these members' mirror keys (code, number of the key) at
+/// `time`.
 pub(crate) fn cosigned(signed: &SignedCheckpoint, by: &[(&str, u8)], time: u64) -> Bytes {
     let lines = by.iter().map(|(code, number)| {
         let note = cosign(signed, &mirror_key(code, *number), time).unwrap();
@@ -218,7 +220,7 @@ pub(crate) fn custody(tree: &MemoryTree, code: &str, size: u64, not_held: Option
     (member(code), note.sign(&custody_key(code)).unwrap())
 }
 
-/// With the consistency proofs that proofs and custody notes need.
+/// Adds the consistency proofs that proofs and custody notes need.
 pub(crate) fn tied(tree: &MemoryTree, mut parts: EvidenceParts) -> EvidenceParts {
     let pairs = EvidenceParts::pairs(&parts.proofs, &parts.custody).unwrap();
     let tie = |(old, new)| Consistency { old, new, proof: consistency_proof(tree, old, new).unwrap() };
@@ -226,7 +228,8 @@ pub(crate) fn tied(tree: &MemoryTree, mut parts: EvidenceParts) -> EvidenceParts
     parts
 }
 
-/// Libya cosigned at 7 entries, Tunisia and the publisher itself at 10; Libya and Niger say that they hold the bulletin.
+/// Libya cosigned at 7 entries, Tunisia and the publisher itself at 10; Libya and Niger attest that
+/// they hold the bulletin.
 pub(crate) fn parts() -> EvidenceParts {
     let tree = tree();
     let parts = EvidenceParts {

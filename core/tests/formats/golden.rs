@@ -1,5 +1,6 @@
-//! A file of every format, written by the first version that wrote it, which every later version must keep reading. `BARID_WRITE_GOLDEN=1`
-//! writes them anew: only for a format that has never been released, or for a new one beside the old.
+//! Golden files: one file per format, written by the first version with that format. Every later
+//! version must still read it. `BARID_WRITE_GOLDEN=1` rewrites them; use it only for a format that
+//! has never been released, or for a new format beside the old one.
 
 use std::path::PathBuf;
 
@@ -25,13 +26,13 @@ fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
 }
 
-/// The committed file.
+/// Returns the committed file.
 pub(crate) fn read(name: &str) -> Bytes {
     let path = path(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).into()
 }
 
-/// The committed file, after comparing it with what this version writes.
+/// Returns the committed file after comparing it with the output of this version.
 fn golden(name: &str, written: &[u8]) -> Bytes {
     let path = path(name);
     if std::env::var_os("BARID_WRITE_GOLDEN").is_some() {
@@ -71,7 +72,7 @@ fn golden_checkpoints_and_cosignatures_verify() {
     assert_eq!(verify_cosigned(&note, &keys, &mirrors).unwrap(), (signed, TIME));
 }
 
-/// A feed and a mirror with two keys each: Ed25519, and ML-DSA-44 beside it.
+/// A feed and a mirror with two keys each: Ed25519 and ML-DSA-44.
 #[test]
 fn golden_post_quantum_signatures_verify() {
     let head = checkpoint(&tree(), SIZE).checkpoint;
@@ -84,7 +85,7 @@ fn golden_post_quantum_signatures_verify() {
     let note = golden("post-quantum-checkpoint.note", &with_cosignatures(&signed, &lines));
     let public = |keys: &[SigningKey]| keys.iter().map(|key| key.verifier().clone()).collect::<Vec<_>>();
     assert_eq!(verify_cosigned(&note, &public(&log), &public(&mirrors)).unwrap(), (signed, TIME));
-    // One of the feed's signatures alone is none.
+    // One of the feed's two signatures alone is not enough.
     for line in [0, 1] {
         let mut note = Note::parse(&note).unwrap();
         note.signatures.remove(line);
@@ -112,7 +113,7 @@ fn golden_evidence_verifies() {
     }
 }
 
-/// The bodies of the bulletins that tell members of two histories, by either form of evidence.
+/// The bodies of the bulletins that announce an equivocation, for both forms of evidence.
 #[test]
 fn feed_forked_bulletins_match_golden_files() {
     for (name, body) in [
@@ -130,7 +131,7 @@ fn feed_forked_bulletins_match_golden_files() {
     }
 }
 
-/// The same size with two roots, and a larger tree that commits to another root at a smaller size.
+/// Two roots at the same size, and a larger tree that commits to another root at a smaller size.
 #[test]
 fn golden_equivocation_proofs_verify() {
     let chain = chain();
@@ -170,7 +171,7 @@ fn golden_equivocation_proofs_verify() {
         altered[at] ^= 1;
         assert!(EntryEquivocation::verify(&altered, chain.newest()).is_err(), "byte {at}");
     }
-    // What extends proves nothing.
+    // A tree that extends another proves nothing.
     let (smaller, larger) = (checkpoint(&other, 5), checkpoint(&other, SIZE));
     let same = root_at(&other, 5).unwrap();
     assert_eq!(Equivocation::by_proof(&smaller, &larger, &same, &consistency_proof(&other, 5, SIZE).unwrap()), None);

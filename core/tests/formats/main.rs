@@ -1,4 +1,5 @@
-//! The formats of core, from outside: golden files, evidence and those who forge it, and a checker that knows nothing of core.
+//! Tests of core's formats through its public interface: golden files, evidence and forged
+//! evidence, and an independent checker.
 #![allow(clippy::unwrap_used)]
 
 mod documents;

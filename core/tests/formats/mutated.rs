@@ -1,4 +1,5 @@
-//! What the fuzz targets check, for their seeds and some thousand mutations of them.
+//! Runs the checks of the fuzz targets on their seeds and on a thousand mutations of each target's
+//! seeds.
 
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../../fuzz/src/mutate.rs"]
@@ -9,7 +10,8 @@ mod targets;
 
 use mutate::Mutator;
 
-/// For each target; so many that all of them take seconds without optimisation. `FUZZ_MUTATIONS` asks for more.
+/// Mutations per target. All targets together take seconds without optimisation. `FUZZ_MUTATIONS`
+/// overrides it.
 const MUTATIONS: u64 = 1_000;
 
 #[test]

@@ -1,5 +1,6 @@
-//! A checker of tlog-proofs that knows the specifications and nothing of core: c2sp.org/tlog-proof, tlog-checkpoint, signed-note and
-//! tlog-cosignature, and RFC 9162 §2.1.3.2. Only the tests at the end take a proof out of an evidence file of ours.
+//! An independent checker of tlog-proofs. It is based on the specifications and does not use core:
+//! c2sp.org/tlog-proof, tlog-checkpoint, signed-note and tlog-cosignature, and RFC 9162 §2.1.3.2.
+//! Only the tests at the end take a proof from an evidence file created by core.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,8 @@ use sha2::{Digest, Sha256};
 
 type Hash = [u8; 32];
 
-/// What the verifier of a tlog-proof must bring: the log's key and the witnesses', as vkeys, and how many witnesses it wants.
+/// The policy of a verifier: the log's key and the witnesses' keys, as vkeys, and the number of
+/// witnesses required.
 struct Policy<'a> {
     log: &'a str,
     witnesses: &'a [&'a str],
@@ -37,7 +39,8 @@ fn vkey(text: &str) -> Option<Key> {
     Some(Key { name: name.to_owned(), id: hash[..4].try_into().ok()?, kind: material[0], public })
 }
 
-/// Checks a proof that the log holds a leaf with this hash, and gives the times of the witnesses by name.
+/// Checks a proof that the log includes a leaf with this hash, and returns the times of the
+/// witnesses by name.
 fn check(proof: &str, leaf: Hash, policy: &Policy<'_>) -> Result<BTreeMap<String, u64>, &'static str> {
     // tlog-proof, "Format".
     let (head, checkpoint) = proof.split_once("\n\n").ok_or("no empty line")?;
@@ -87,7 +90,7 @@ fn check(proof: &str, leaf: Hash, policy: &Policy<'_>) -> Result<BTreeMap<String
         return Err("too few witnesses");
     }
 
-    // 4, as RFC 9162 §2.1.3.2 says.
+    // 4, according to RFC 9162 §2.1.3.2.
     if index >= size {
         return Err("index beyond the tree");
     }
@@ -135,7 +138,7 @@ fn node(left: Hash, right: Hash) -> Hash {
     Sha256::new().chain_update([1]).chain_update(left).chain_update(right).finalize().into()
 }
 
-/// The leaf of a record, RFC 6962 §2.1.
+/// Returns the leaf of a record, RFC 6962 §2.1.
 fn leaf(record: &[u8]) -> Hash {
     Sha256::new().chain_update([0]).chain_update(record).finalize().into()
 }
@@ -145,7 +148,8 @@ mod tests {
     use crate::fixture;
     use barid_core::evidence::{assemble, zip};
 
-    /// Envelope and second proof, out of an evidence file; keys as a person would copy them out of the roster.
+    /// Returns envelope digest, second proof and keys from an evidence file; the keys are copied
+    /// from the roster's text.
     fn out_of_evidence() -> (Hash, String, String, [String; 2]) {
         let parts = zip::read(&assemble(fixture::parts()).unwrap().into()).unwrap();
         let part = |name: &str| parts.iter().find(|part| part.name == name).unwrap().data.to_vec();
@@ -177,7 +181,7 @@ mod tests {
     #[test]
     fn altered_proof_is_rejected() {
         let (leaf, proof, log, witnesses) = out_of_evidence();
-        // With the publisher's own cosignature left out, no byte is without meaning.
+        // Without the publisher's own cosignature, every byte of the proof matters.
         let proof: String =
             proof.split_inclusive('\n').filter(|line| !line.contains("ma.rabat.example/mirror")).collect();
         let witnesses = witnesses.each_ref().map(String::as_str);

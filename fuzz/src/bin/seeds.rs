@@ -1,4 +1,4 @@
-//! `seeds FOLDER`: writes the seeds of every target into a folder of its own there.
+//! `seeds FOLDER`: writes the seed corpus of each target into a subfolder of its own.
 
 use std::fs;
 use std::path::Path;
@@ -19,11 +19,13 @@ fn main() -> std::io::Result<()> {
     Ok(())
 }
 
-/// A log in the three forms that its target takes: as a file, each record as head and body, all heads one after the other.
+/// Returns the seeds of the log target in its three forms: the whole file, each record as head and
+/// body, and all heads in sequence.
 fn records(log: &[u8]) -> Vec<Vec<u8>> {
     let mut seeds = vec![[&[0], log].concat(), [&[3], log].concat()];
     let mut heads = Vec::new();
-    // Records begin after a block of 4,096 bytes, with a frame of 24: magic, length of the head, length of the body, checksum.
+    // Records begin after a block of 4,096 bytes. Each has a frame of 24 bytes: magic, head length,
+    // body length, checksum.
     let mut rest = log.get(4_096..).unwrap_or_default();
     while let [b'B', b'R', b'D', 1, tail @ ..] = rest
         && let Some((head_len, tail)) = tail.split_first_chunk()

@@ -1,4 +1,5 @@
-//! Drafts, as clients send them: refused field by field, or published as a bulletin that every reader takes in.
+//! Drafts, as clients send them. A draft is rejected field by field, or published as a bulletin
+//! that every reader accepts.
 
 use barid_core::bulletin::{BulletinId, DraftDefaults, Header, encode, kinds, prepare, validate};
 use barid_core::envelope;
@@ -11,7 +12,7 @@ pub fn check(data: &[u8]) {
     published(data);
 }
 
-/// Whether it is published.
+/// Returns whether the draft is published.
 fn published(data: &[u8]) -> bool {
     let Ok(draft) = proto::Draft::decode(data) else { return false };
     let defaults = DraftDefaults {
@@ -35,7 +36,7 @@ fn published(data: &[u8]) -> bool {
     assert_eq!(header, bulletin.proto_header);
     assert_eq!(Header::try_from(&header).as_ref(), Ok(&bulletin.header));
     assert!(envelope::body_of(&bulletin.envelope).is_ok());
-    // Published again under its id it is the same bulletin, byte for byte.
+    // Published again under its id, it is the same bulletin, byte for byte.
     let defaults = DraftDefaults { id: bulletin.header.id, ..defaults };
     assert_eq!(encode(&draft, &defaults, [9; 16]).0, bulletin.envelope);
     true

@@ -1,4 +1,5 @@
-//! Envelopes: read by hand and by generated code alike; what is read can be written and read again.
+//! Envelopes. The hand-written and the generated decoder agree, and a decoded envelope can be
+//! encoded and decoded again.
 
 use barid_core::envelope::{self, EnvelopeError};
 use barid_core::limits::{ENVELOPE_BYTES_MAX, HEADER_BYTES_MAX};
@@ -35,7 +36,7 @@ pub fn check(data: &[u8]) {
         salt: Bytes::from_static(&[7; envelope::SALT_BYTES]),
     };
     assert_eq!(written, message.encode_to_vec(), "written by hand as by the generated code");
-    // Written canonically it may pass a bound that it just kept to.
+    // The canonical encoding may exceed a size limit that the input just met.
     if let (Ok(header), Ok(body)) = (envelope::header_of(&written), envelope::body_of(&written)) {
         assert_eq!(envelope::encode(&header, &body, [7; envelope::SALT_BYTES]), written);
     }

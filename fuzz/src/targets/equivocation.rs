@@ -1,5 +1,5 @@
-//! Evidence of two histories, in both forms: what is read has one spelling, and nobody without the key can make any that convinces of
-//! anything else.
+//! Evidence of an equivocation, in both forms. Valid evidence has exactly one encoding, and without
+//! the feed's key nobody can make evidence of anything else.
 
 use barid_core::bulletin::kinds::feed_forked;
 use barid_core::bulletin::{DraftDefaults, prepare};
@@ -25,14 +25,14 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Bytes as they are.
+/// Checks the bytes as a file.
 fn file(file: &[u8]) {
     let claims = EquivocationClaims::read(file);
     let Ok(evidence) = EquivocationEvidence::verify(file, chain().newest()) else { return };
     assert_eq!(evidence.format().as_bytes(), file, "evidence has one encoding");
     assert_eq!(claims.as_ref(), Ok(&evidence.claims()), "the proof matches the claims");
     check_announcement(&evidence);
-    // Only the key of the fixture's feed has signed, and these only.
+    // Only the key of the fixture's feed has signed, and only these checkpoints.
     let honest = FILES.map(|name| EquivocationEvidence::verify(&golden(name), chain().newest()).unwrap());
     let signed: Vec<_> = honest.iter().flat_map(|honest| honest.claims().checkpoints().map(Clone::clone)).collect();
     assert!(
@@ -44,7 +44,7 @@ fn file(file: &[u8]) {
     assert!(evidence.claims().checkpoints().into_iter().all(|tree| decided.covers_tree(tree.size, &tree.root)));
 }
 
-/// Lines of the committed files, chosen and mixed as the data says.
+/// Checks a file of lines of the committed files, selected and mixed by the data.
 fn lines(data: &[u8]) {
     let files = FILES.map(|name| String::from_utf8(golden(name)).unwrap());
     let lines: Vec<&str> = files.iter().flat_map(|file| file.lines()).collect();
@@ -53,7 +53,7 @@ fn lines(data: &[u8]) {
     file(made.as_bytes());
 }
 
-/// Signed trees over the same entries but one: two entries are proven at exactly that place.
+/// Checks evidence from signed trees that differ in one entry only: exactly this index is proven.
 fn entries(data: &[u8]) {
     let [size, larger, at, claimed, rest @ ..] = data else { return };
     let (size, larger) = (u64::from(size % 40) + 1, u64::from(larger % 40) + 1);
@@ -79,7 +79,7 @@ fn entries(data: &[u8]) {
     check_announcement(&evidence);
 }
 
-/// The same trees as wholes.
+/// Checks evidence of two whole trees from the same signed trees.
 fn trees(data: &[u8]) {
     let [size, larger, at, rest @ ..] = data else { return };
     let (size, larger) = (u64::from(size % 40) + 1, u64::from(larger % 40) + 1);
@@ -102,7 +102,7 @@ fn trees(data: &[u8]) {
     check_announcement(&evidence);
 }
 
-/// Whatever is proven can be told: the bulletin about it is a valid one.
+/// Checks that valid evidence can be announced: its bulletin is valid.
 fn check_announcement(evidence: &EquivocationEvidence) {
     let draft = feed_forked::draft(evidence, "information");
     let defaults = DraftDefaults {
@@ -121,14 +121,15 @@ fn leaf(index: u64, other: bool) -> Digest {
     Digest(digest)
 }
 
-/// A tree in which the entry at `other` is another one.
+/// Returns a tree with a different entry at index `other`.
 fn tree(size: u64, other: Option<u64>) -> MemoryTree {
     let mut tree = MemoryTree::new();
     (0..size).for_each(|index| tree.append(&leaf(index, other == Some(index))));
     tree
 }
 
-/// A proof with one hash changed, left out or added, as the data says; as it is without data.
+/// Returns a proof with one hash changed, removed or added, as the data selects; without data it is
+/// unchanged.
 fn altered(mut proof: Vec<Hash>, data: &[u8]) -> Vec<Hash> {
     let [how, at, ..] = data else { return proof };
     let at = usize::from(*at) % (proof.len() + 1);

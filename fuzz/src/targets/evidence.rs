@@ -1,4 +1,5 @@
-//! Evidence: the file has one form, and nobody without the keys can make one that convinces of anything else.
+//! Evidence files. The file has exactly one encoding, and without the keys nobody can make evidence
+//! of anything else.
 
 use barid_core::envelope;
 use barid_core::evidence::{EvidenceParts, Outcome, verify};
@@ -12,7 +13,7 @@ pub fn check(data: &[u8]) {
     if chosen % 2 == 0 {
         return file(rest);
     }
-    // The archive is rewritten around altered parts, so that its checksums are right.
+    // The archive is rebuilt with altered parts, so that its checksums are valid.
     let mut parts = EvidenceParts::read(&golden("evidence.barid")).unwrap();
     let mut rest = rest;
     while let [what, which, tail @ ..] = rest {
@@ -42,7 +43,7 @@ fn file(file: &[u8]) {
     }
 }
 
-/// Changes one part as the data says; returns how many bytes of the data that took.
+/// Changes one part as the data selects; returns the number of data bytes used.
 fn alter(parts: &mut EvidenceParts, what: u8, which: usize, data: &[u8]) -> usize {
     fn remove<T>(items: &mut Vec<T>, which: usize) {
         if !items.is_empty() {
@@ -84,7 +85,7 @@ fn alter(parts: &mut EvidenceParts, what: u8, which: usize, data: &[u8]) -> usiz
     if matches!(what % 12, 4..=8) { 3 } else { 1 }
 }
 
-/// Three bytes of data: where (two) and what to write there.
+/// Patches one byte: two bytes of data are the position, the third is the value.
 fn patch(bytes: &mut Bytes, data: &[u8]) {
     let [high, low, value, ..] = data else { return };
     let at = usize::from(u16::from_be_bytes([*high, *low]));

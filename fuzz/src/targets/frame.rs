@@ -1,4 +1,5 @@
-//! Frames between nodes, through the follower: a batch is proven or refused whole, and what is kept of it serves on.
+//! Frames between nodes, processed by the follower. A batch is verified or rejected as a whole, and
+//! an accepted batch can be served to another follower.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -36,7 +37,8 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Content that comes later: only what has the digest that is held, was asked for and is lacking passes.
+/// Checks backfill. Only content with the stored digest that was requested and is missing is
+/// accepted.
 fn check_backfill(backfills: &proto::BackfillResponse, chosen: u8) {
     let requested = [0..4, 6..u64::from(chosen).max(7)];
     let honest = |item: &&proto::Backfill| item.index % 5 != u64::from(chosen % 5);
@@ -62,7 +64,8 @@ fn feed() -> FeedId {
     fixture::checkpoint(&fixture::tree(), fixture::SIZE).checkpoint.feed
 }
 
-/// What nobody signed is refused; only what the fixture signed can pass.
+/// Checks entries without a valid signature: they are rejected, and only what the fixture has
+/// signed can pass.
 fn check_unsigned(entries: &proto::Entries) {
     for start in [CompactRange::new(), honest_compact_range()] {
         let state = FollowState::new(feed(), start);
@@ -72,7 +75,8 @@ fn check_unsigned(entries: &proto::Entries) {
     }
 }
 
-/// The items under a checkpoint that the feed's key did sign: now only what is wrong with them can refuse them.
+/// Checks the same items under a checkpoint that the feed's key did sign. Only faults of the items
+/// can now reject them.
 fn proven(entries: &proto::Entries, chosen: u8) {
     let mut tree = MemoryTree::new();
     let held = u64::from(chosen % 8);
@@ -91,7 +95,7 @@ fn proven(entries: &proto::Entries, chosen: u8) {
     }
     let end = tree.size();
     let count = end - held;
-    // A live batch ends at its checkpoint; a backlog batch before it.
+    // A live batch ends at its checkpoint, a backlog batch before it.
     let beyond = u64::from(chosen / 8 % 4);
     (0..beyond).for_each(|number| tree.append(&Digest([100 + u8::try_from(number).unwrap(); 32])));
     let checkpoint = Checkpoint { feed: feed(), size: tree.size(), root: tree.root() };
@@ -115,7 +119,7 @@ fn proven(entries: &proto::Entries, chosen: u8) {
     served_on(&state, &batch);
 }
 
-/// What must hold of every batch that was accepted.
+/// Checks the properties of an accepted batch.
 fn sound(state: &FollowState, message: &proto::Entries, batch: &VerifiedBatch) {
     let mut compact_range = state.compact_range.clone();
     for (entry, index) in batch.entries.iter().zip(batch.first..) {
@@ -160,7 +164,8 @@ fn rejected_when_altered(state: &FollowState, message: &proto::Entries, chosen: 
     assert!(verify_entries(state, &short, chain(), &fixture::member("tn")).is_err());
 }
 
-/// Whoever follows at this follower gets the same log, and nothing that it may not read.
+/// Checks that the batch can be served on: the next follower gets the same log, without content
+/// that it may not read.
 fn served_on(state: &FollowState, batch: &VerifiedBatch) {
     let reader = fixture::member("ne");
     let held = batch.entries.iter().map(|entry| {

@@ -1,4 +1,5 @@
-//! Headers, and who may read by them: whatever they say, nobody is let in by mistake.
+//! Headers and audiences. No header, whatever it contains, gives access to a reader outside its
+//! audience.
 
 use barid_core::bulletin::audience::{agencies_may_read, audience, may_read};
 use barid_core::bulletin::{Header, Reference, Topic, TopicFilter};

@@ -1,6 +1,8 @@
-//! One module a decoder. Each has `check`, which panics when something does not hold for the bytes it is given, and `seeds`.
+//! The fuzz targets, one module for each decoder. Each has `check`, which panics if a property does
+//! not hold for the given bytes, and `seeds`.
 //!
-//! Mutated bytes never pass a signature, so a check also puts the bytes where a signature, checksum or root is made for them.
+//! Mutated bytes never have a valid signature. So a check also uses the bytes with a signature,
+//! checksum or root that is computed for them.
 
 pub mod draft;
 pub mod envelope;
@@ -25,7 +27,7 @@ pub struct Target {
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-/// Every target of this crate.
+/// All targets of this crate.
 pub const ALL: [Target; 9] = [
     Target { name: "envelope", check: envelope::check, seeds: envelope::seeds },
     Target { name: "header", check: header::check, seeds: header::seeds },
@@ -38,13 +40,13 @@ pub const ALL: [Target; 9] = [
     Target { name: "equivocation", check: equivocation::check, seeds: equivocation::seeds },
 ];
 
-/// A committed file of one format.
+/// Reads a committed file of one format.
 fn golden(name: &str) -> Vec<u8> {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The rosters of the fixture, versions 1 and 2.
+/// The roster chain of the fixture, versions 1 and 2.
 fn chain() -> &'static RosterChain {
     static CHAIN: OnceLock<RosterChain> = OnceLock::new();
     CHAIN.get_or_init(|| {
@@ -54,7 +56,7 @@ fn chain() -> &'static RosterChain {
     })
 }
 
-/// The first byte, which chooses, and the rest.
+/// Splits off the first byte, which selects a case.
 fn choice(data: &[u8]) -> Option<(u8, &[u8])> {
     data.split_first().map(|(first, rest)| (*first, rest))
 }

@@ -1,5 +1,5 @@
-//! Keys, signed notes, checkpoints, cosignatures, heartbeats and custody notes: each has one spelling, and what verifies is what the
-//! key's holder would sign.
+//! Keys, signed notes, checkpoints, cosignatures, heartbeats and custody notes. Each has exactly
+//! one encoding, and what verifies is what the key's holder would sign.
 
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::cosignature::{cosign, verified_lines, verify_cosigned, verify_heartbeat};
@@ -39,7 +39,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Texts as a key's holder might sign them.
+/// Checks the text as if the key's holder signed it.
 fn texts(text: &str, feed_key: &SigningKey, mirror_key: &SigningKey, custodian: &SigningKey) {
     if let Ok(checkpoint) = Checkpoint::parse_text(text) {
         assert_eq!(checkpoint.text(), text, "a checkpoint has one encoding");

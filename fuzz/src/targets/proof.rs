@@ -1,4 +1,5 @@
-//! Proofs: one spelling, and of all proofs for a place or a pair of sizes exactly one convinces.
+//! Merkle proofs. Each has exactly one encoding, and for an index or a pair of sizes exactly one
+//! proof verifies.
 
 use barid_core::feed::tlog_proof::TlogProof;
 use barid_core::feed::tree::{
@@ -9,7 +10,7 @@ use barid_core::ids::{Digest, Hash};
 use super::{choice, golden};
 use crate::fixture;
 
-/// Leaves of the tree that proofs are tried on: every shape up to seven levels.
+/// Leaves of the tree under test: enough for every shape up to seven levels.
 const LEAVES: u8 = 100;
 
 pub fn check(data: &[u8]) {
@@ -63,7 +64,7 @@ fn consistency(data: &[u8]) {
     assert!(other.is_err());
 }
 
-/// A proof put together from honest hashes, as the data points at them, and from hashes in the data.
+/// Returns a proof made of honest hashes, selected by the data, and of hashes in the data.
 fn mixed(honest: &[Hash], mut data: &[u8]) -> Vec<Hash> {
     let mut proof = Vec::new();
     while let Some((chosen, rest)) = choice(data) {

@@ -1,4 +1,5 @@
-//! Rosters: whatever their text says, one that is accepted makes sense, is signed by its threshold and follows the one before.
+//! Rosters. An accepted roster is consistent, signed by its threshold, and a valid successor of the
+//! previous one.
 
 use barid_core::feed::note::{Note, VerifierKey};
 use barid_core::ids::FeedId;

@@ -1,4 +1,4 @@
-//! Publishers and subscribers, as a member's own systems would be.
+//! Load generators: publishers and subscribers that act as a member's own systems.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,32 +17,33 @@ use super::failed;
 use crate::cli::Failure;
 use crate::rpc::focal_point_client::FocalPointClient;
 
-/// Bytes that a measured bulletin says (its encoded body), as in the measurements of other brokers.
+/// Encoded body size of a benchmark bulletin, in bytes. Benchmarks of other brokers use the same
+/// size.
 pub(super) const BODY_BYTES: usize = 1_024;
-/// Topic of urgent ones.
+/// Topic of urgent bulletins.
 pub(super) const URGENT_TOPIC: &str = "information.urgent";
 
-/// When to stop publishing: whichever comes first.
+/// When to stop publishing: at the first limit that is reached.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Until {
-    /// Bulletins.
+    /// Maximum number of bulletins.
     pub(super) count: u64,
-    /// Time.
+    /// Maximum time.
     pub(super) spent: Duration,
 }
 
-/// What publishing came to.
+/// Measurements of one publishing run.
 #[derive(Debug, Default)]
 pub(super) struct Published {
     /// Bulletins with a receipt.
     pub(super) count: u64,
-    /// From the first call to the last receipt.
+    /// Time from the first call to the last receipt.
     pub(super) spent: Duration,
-    /// From call to receipt, each.
+    /// Time from call to receipt, one per bulletin.
     pub(super) acks: Vec<Duration>,
-    /// When each was handed in, by index in the feed from `first_index` on.
+    /// When each bulletin was sent, in feed order from `first_index` on.
     pub(super) sent: Vec<Instant>,
-    /// Index of the first.
+    /// Feed index of the first bulletin.
     pub(super) first_index: u64,
 }
 
@@ -58,7 +59,7 @@ impl Publisher {
         Self { client: client(channel), number: number << 48, urgent: false }
     }
 
-    /// From now on what it publishes is urgent, of a topic of its own.
+    /// Makes every further bulletin urgent, on its own topic.
     pub(super) fn urgent(self) -> Self {
         Self { urgent: true, ..self }
     }
@@ -72,7 +73,8 @@ impl Publisher {
         draft
     }
 
-    /// Publishes over one stream, at most `in_flight` without a receipt, and at most `per_second` if that is not 0.
+    /// Publishes over one stream, with at most `in_flight` bulletins without a receipt, and at most
+    /// `per_second` bulletins a second unless that is 0.
     pub(super) async fn stream(
         &mut self,
         in_flight: usize,
@@ -83,13 +85,13 @@ impl Publisher {
         on_a_worker(async move { publisher.streaming(in_flight, per_second, until).await }).await
     }
 
-    /// Publishes by single calls, `in_flight` at a time.
+    /// Publishes with unary calls, `in_flight` at a time.
     pub(super) async fn unary(&mut self, in_flight: usize, until: Until) -> Result<Published, Failure> {
         let mut publisher = self.apart();
         on_a_worker(async move { publisher.calling(in_flight, until).await }).await
     }
 
-    /// Another one with the same connection, whose numbers are its own.
+    /// Returns a publisher on the same connection with a separate range of numbers.
     fn apart(&mut self) -> Self {
         self.number += 1 << 32;
         Self { client: self.client.clone(), number: self.number, urgent: self.urgent }
@@ -177,8 +179,8 @@ impl Publisher {
     }
 }
 
-/// Runs a publisher where its connection runs, as a system of its own would be: not on the thread that waits for the whole bench, which would
-/// be woken for every receipt.
+/// Runs a publisher on a worker thread, where its connection runs, as a system of its own would.
+/// The thread that waits for the whole benchmark would be woken for every receipt.
 async fn on_a_worker<T: Send + 'static>(
     publishing: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> Result<T, Failure> {
@@ -189,13 +191,14 @@ async fn ack_latency(call: tokio::task::JoinHandle<Result<Duration, tonic::Statu
     Ok(call.await.map_err(|error| failed(&error))??)
 }
 
-/// A subscription that takes what comes.
+/// A subscription that reads everything it receives.
 pub(super) struct Subscriber {
     stream: tonic::Streaming<proto::SubscribeResponse>,
 }
 
 impl Subscriber {
-    /// From now on, or from the first arrival on; subscribed when this returns.
+    /// Subscribes from now on, or from the first offset on. The subscription is active when this
+    /// returns.
     pub(super) async fn open(channel: Channel, from_start: bool) -> Result<Self, Failure> {
         let start = from_start.then_some(proto::subscribe_request::Start::After(0));
         let request = proto::SubscribeRequest { start, ..proto::SubscribeRequest::default() };
@@ -206,7 +209,7 @@ impl Subscriber {
         Ok(Self { stream })
     }
 
-    /// From now on, of one topic.
+    /// Subscribes to one topic from now on.
     pub(super) async fn of_topic(channel: Channel, topic: &str) -> Result<Self, Failure> {
         let filter = proto::Filter { topics: vec![topic.to_owned()], ..proto::Filter::default() };
         let request = proto::SubscribeRequest { filter: Some(filter), ..proto::SubscribeRequest::default() };
@@ -215,12 +218,13 @@ impl Subscriber {
         Ok(Self { stream })
     }
 
-    /// Takes so many bulletins: index in the feed, and when it was in hand.
+    /// Receives `count` bulletins and ends the subscription. Returns the feed index and the time of
+    /// receipt of each.
     pub(super) async fn take(mut self, count: u64) -> Result<Vec<(u64, Instant)>, Failure> {
         self.next(count).await
     }
 
-    /// Takes so many bulletins, and goes on.
+    /// Receives `count` bulletins; the subscription stays open.
     pub(super) async fn next(&mut self, count: u64) -> Result<Vec<(u64, Instant)>, Failure> {
         let mut received = Vec::new();
         while (received.len() as u64) < count {
@@ -241,7 +245,7 @@ fn client(channel: Channel) -> FocalPointClient<Channel> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// An exercise report of [`BODY_BYTES`], unlike every other in its text.
+/// Returns an exercise report with a body of [`BODY_BYTES`] and a text unlike every other.
 pub(super) fn draft(number: u64) -> proto::Draft {
     let at = pbjson_types::Timestamp { seconds: 1_750_000_000, nanos: 0 };
     let mut body = proto::Body {
@@ -260,7 +264,8 @@ pub(super) fn draft(number: u64) -> proto::Draft {
         })),
         ..proto::Body::default()
     };
-    // Two bytes of the description's length, one of its tag, one more of the length of the text around it.
+    // Two bytes for the description's length, one for its tag, one more for the length of the
+    // enclosing text.
     let room = BODY_BYTES.saturating_sub(body.encoded_len() + 4);
     if let Some(text) = body.texts.first_mut() {
         text.description = random_text(number, room);
@@ -281,7 +286,7 @@ pub(super) fn draft(number: u64) -> proto::Draft {
     proto::Draft { header: Some(header), body: Some(body) }
 }
 
-/// `length` letters that do not compress: six bits each.
+/// Returns `length` letters that do not compress: six random bits each.
 fn random_text(number: u64, length: usize) -> String {
     const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .";
     let letter = |n: usize, bits: u64| char::from(LETTERS[usize::try_from(bits >> (n * 6) & 63).unwrap_or_default()]);
@@ -292,7 +297,7 @@ fn random_text(number: u64, length: usize) -> String {
         .collect()
 }
 
-/// Incompressible bits from a number: splitmix64.
+/// Returns incompressible bits derived from a number (splitmix64).
 fn mixed(number: u64) -> u64 {
     let mut mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

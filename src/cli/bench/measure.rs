@@ -1,39 +1,41 @@
-//! Numbers: percentiles, and what the kernel says of a process.
+//! Statistics, and process measurements from the kernel.
 
 use std::time::Duration;
 
 use rustix::param::clock_ticks_per_second;
 
-/// Milliseconds of a duration.
+/// Converts a duration to milliseconds.
 pub(super) fn ms(spent: Duration) -> f64 {
     spent.as_secs_f64() * 1e3
 }
 
-/// Things per second.
+/// Returns a rate per second.
 #[allow(clippy::cast_precision_loss, reason = "counts of a measurement stay far below 2^52")]
 pub(super) fn rate(count: u64, spent: Duration) -> f64 {
     count as f64 / spent.as_secs_f64().max(1e-9)
 }
 
-/// So much of something for each of `count`.
+/// Returns the average per item.
 #[allow(clippy::cast_precision_loss, reason = "counts of a measurement stay far below 2^52")]
 pub(super) fn per(total: f64, count: u64) -> f64 {
     total / count.max(1) as f64
 }
 
-/// The smallest time that `percent` of all do not exceed; zero of none. Sorts.
+/// Returns the smallest time that `percent` of all times do not exceed, or zero if there are none.
+/// Sorts `times`.
 pub(super) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
     times.sort_unstable();
     times.get(times.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default()
 }
 
-/// The middle of an odd number of values, the upper middle of an even one.
+/// Returns the median: the middle value, or the upper of the two middle values.
 pub(super) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-/// User and system seconds that a process has spent (proc(5), fields 14 and 15 of stat); 0 where it cannot be told.
+/// Returns the user and system CPU time of a process in seconds (proc(5), fields 14 and 15 of
+/// stat), or 0 if it cannot be read.
 #[allow(clippy::cast_precision_loss, reason = "clock ticks of a measurement stay far below 2^52")]
 pub(super) fn cpu_seconds(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -42,12 +44,12 @@ pub(super) fn cpu_seconds(pid: u32) -> f64 {
     ticks as f64 / clock_ticks_per_second() as f64
 }
 
-/// MiB of a process's memory that are resident now; 0 where it cannot be told.
+/// Returns the resident memory of a process in MiB, or 0 if it cannot be read.
 pub(super) fn resident_mib(pid: u32) -> f64 {
     status_mib(pid, "VmRSS:")
 }
 
-/// The most MiB of a process's memory that ever were resident; 0 where it cannot be told.
+/// Returns the peak resident memory of a process in MiB, or 0 if it cannot be read.
 pub(super) fn resident_peak_mib(pid: u32) -> f64 {
     status_mib(pid, "VmHWM:")
 }
@@ -58,7 +60,8 @@ fn status_mib(pid: u32, name: &str) -> f64 {
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok()).unwrap_or_default() / 1024.0
 }
 
-/// Bytes that have crossed the loopback interface, TCP and IP headers included; 0 where it cannot be told.
+/// Returns the bytes that crossed the loopback interface, TCP and IP headers included, or 0 if they
+/// cannot be read.
 pub(super) fn loopback_bytes() -> u64 {
     let devices = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
     let line = devices.lines().find_map(|line| line.trim_start().strip_prefix("lo:"));
@@ -80,7 +83,7 @@ mod tests {
 
     #[test]
     fn resident_memory_is_nonzero() {
-        // In this order: other tests of the process take memory meanwhile.
+        // In this order, because other tests of the process allocate memory meanwhile.
         let now = resident_mib(std::process::id());
         assert!(now > 1.0 && resident_peak_mib(std::process::id()) >= now);
     }

@@ -1,11 +1,12 @@
-//! `barid bench`: what two nodes on this machine can do, one figure a line.
+//! `barid bench`: benchmarks of two nodes on this machine, one metric a line.
 //!
-//! In scope: two node processes on loopback with mutual TLS, real files and fsync, loaded by this process as a member's own systems
-//! would; figures named as those of other brokers are, so that both can be read side by side; the bare store beside them. Out of
-//! scope: judging the figures. `docs/bench.md` says what each means.
+//! In scope: two node processes on loopback with mutual TLS, real files and fsync, under load from
+//! this process as from a member's own systems; metrics named as in benchmarks of other brokers, so
+//! that both can be compared; the bare store. Out of scope: judging the metrics. `docs/bench.md`
+//! defines each.
 //!
-//! Everything shares the machine: publisher, both nodes, subscriber. A rate that ends in `.drained` counts until both views have taken
-//! in everything; the others count at the commit.
+//! Publisher, both nodes and subscriber share the machine. A rate that ends in `.drained` counts
+//! until both index databases have applied everything; the others count at the commit.
 
 mod load;
 mod measure;
@@ -23,58 +24,58 @@ use load::{Published, Publisher, Subscriber, Until};
 use measure::{cpu_seconds, loopback_bytes, median, ms, per, percentile, rate, resident_mib, resident_peak_mib};
 use pair::{Pair, Side, followed};
 
-/// The focal point that publishes and reads.
+/// Focal point that publishes and reads.
 const READER: &str = "situation-room";
-/// Rate of the open-loop figures.
+/// Rate of the open-loop benchmarks.
 const FIXED_RATE_PER_SECOND: u64 = 500;
-/// Bulletins of an open-loop figure.
+/// Bulletins of an open-loop benchmark.
 const FIXED_RATE_COUNT: u64 = 3_000;
 /// Subscribers that have stopped reading.
 const STOPPED_SUBSCRIBERS: usize = 100;
-/// Of these so many share a connection.
+/// Stopped subscribers that share one connection.
 const STOPPED_PER_CONNECTION: usize = 10;
-/// Times that publishing with and without stopped subscribers is compared.
+/// Number of comparisons of publishing with and without stopped subscribers.
 const STOPPED_ROUNDS: usize = 3;
 
-/// Members that are down, of which the node has to try each again and again.
+/// Members that are down. The node retries the connection to each of them.
 const PEERS_DOWN: u16 = 100;
-/// Times that publishing with one peer down and with many is compared.
+/// Number of comparisons of publishing with one peer down and with many down.
 const PEERS_DOWN_ROUNDS: usize = 3;
 
-/// What `bench` is told.
+/// Arguments of `barid bench`.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
     /// What to measure; everything if nothing is named.
     #[arg(value_name = "PART", value_enum)]
     parts: Vec<Part>,
-    /// Seconds of each publish figure.
+    /// Duration of each publish benchmark in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     seconds: u64,
     /// Bulletins of the end-to-end flood.
     #[arg(long, value_name = "COUNT", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     messages: u64,
-    /// Bulletins that B misses and catches up.
+    /// Bulletins that B misses and catches up on.
     #[arg(long, value_name = "COUNT", default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
     catchup: u64,
-    /// Bulletins that B misses and catches up when its memory is looked at, and while urgent ones overtake.
+    /// Bulletins that B misses and catches up on in the memory, disk and priority benchmarks.
     #[arg(long, value_name = "COUNT", default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
     history: u64,
 }
 
-/// A part of the bench.
+/// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Publishing to A alone.
     Publish,
     /// From a call at A to a subscriber of B, at 500/s.
     Live,
-    /// As fast as A takes them, until a subscriber of B has all.
+    /// As fast as A accepts bulletins, until a subscriber of B has all.
     Flood,
-    /// B was down and catches up.
+    /// Catch-up of B after it was down.
     Catchup,
-    /// Memory, disk and wire of a long catch-up.
+    /// Memory, disk and network use of a long catch-up.
     History,
-    /// Urgent bulletins, alone and while a backlog flows to B.
+    /// Urgent bulletins, alone and while a backlog is sent to B.
     Priority,
     /// Publishing beside subscribers that have stopped reading.
     Readers,
@@ -84,7 +85,7 @@ enum Part {
     Store,
 }
 
-/// Prints figures as they come.
+/// Prints metrics as they are measured.
 struct Metrics<'a> {
     context: &'a Context,
 }
@@ -153,7 +154,7 @@ impl Bench<'_> {
         Until { count: u64::MAX, spent: Duration::from_secs(self.args.seconds) }
     }
 
-    /// A alone.
+    /// Measures publishing to A alone.
     async fn publish(&self) -> Result<(), Failure> {
         let mut pair = Pair::make()?;
         pair.start(Side::A)?;
@@ -186,7 +187,7 @@ impl Bench<'_> {
         self.metrics.put(&format!("{name}.server_cpu"), per(cpu * 1e3, run.count), "cpu_s/1000msg")
     }
 
-    /// A publishes, B follows.
+    /// Measures replication: A publishes, B follows.
     async fn pair(&self) -> Result<(), Failure> {
         let mut pair = Pair::make()?;
         pair.start_both().await?;
@@ -257,7 +258,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// B is stopped, A takes `count`, B is started again.
+    /// Measures catch-up: stops B, publishes `count` bulletins at A, and starts B again.
     async fn catchup(
         &self,
         pair: &mut Pair,
@@ -309,7 +310,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Publishing with 1,024 in flight, with and without subscribers that have stopped reading, in turn.
+    /// Measures publishing with 1,024 in flight, alternately with and without subscribers that have
+    /// stopped reading.
     async fn readers(&self) -> Result<(), Failure> {
         let mut pair = Pair::make()?;
         pair.start(Side::A)?;
@@ -334,7 +336,8 @@ impl Bench<'_> {
         self.metrics.put("stopped_subscribers.rss_a", resident_mib(pair.pid(Side::A)), "MiB")
     }
 
-    /// Publishing with 1,024 in flight by a node whose only peer is down and by one with a hundred that are, in turn.
+    /// Measures publishing with 1,024 in flight, alternately by a node with one peer, which is
+    /// down, and by a node with a hundred and one.
     async fn peers_down(&self) -> Result<(), Failure> {
         let (mut few, mut many) = (Pair::make()?, Pair::make_among(PEERS_DOWN)?);
         let (mut ratios, mut rates, mut resident) = (Vec::new(), Vec::new(), (0.0, 0.0));
@@ -351,7 +354,8 @@ impl Bench<'_> {
         self.metrics.put("peers_down.rss_a", resident.1, "MiB")
     }
 
-    /// Starts A, which finds none of its peers, and stops it again: its rate, and its memory at the end.
+    /// Starts A while all its peers are down, measures, and stops it. Returns the publishing rate
+    /// and the resident memory in MiB.
     async fn publish_by(&self, pair: &mut Pair) -> Result<(f64, f64), Failure> {
         pair.start(Side::A)?;
         pair.until(Side::A, "publishing", |status| status.publishing == "yes").await?;
@@ -379,7 +383,8 @@ impl Bench<'_> {
     }
 }
 
-/// From the publisher's call to the subscriber's hands, of each that both have.
+/// Returns the time from the publisher's call to the subscriber's receipt, for each bulletin that
+/// both have.
 fn latencies(published: &Published, received: &[(u64, Instant)]) -> Vec<Duration> {
     let of = |(index, at): &(u64, Instant)| {
         let place = usize::try_from(index.checked_sub(published.first_index)?).ok()?;

@@ -1,4 +1,4 @@
-//! Two nodes on loopback in a throwaway exchange, each a process of its own: A publishes, B follows.
+//! Two node processes on loopback in a throwaway exchange: A publishes, B follows.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -19,20 +19,20 @@ use crate::store::disk::{DiskOptions, DiskStore};
 use crate::store::{DiskBytes, Store as _};
 
 const EXCHANGE: &str = "bench.example";
-/// Longest for a node to start, stop, link or catch up.
+/// Longest time for a node to start, stop, link or catch up.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(300);
-/// How often a condition is looked at: short beside everything that is measured with it.
+/// Polling interval of conditions: short compared with everything that is measured with it.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// From this port on nobody listens: the nodes take others.
+/// First port of the members that are down. Nothing listens there: the two nodes use other ports.
 const UNUSED_PORT: u16 = 33_000;
 
-/// Which of the two.
+/// One of the two nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
-    /// Publishes.
+    /// The publishing node.
     A,
-    /// Follows.
+    /// The following node.
     B,
 }
 
@@ -54,12 +54,12 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Makes the exchange; starts nobody.
+    /// Creates the exchange without starting a node.
     pub(super) fn make() -> Result<Self, Failure> {
         Self::make_among(0)
     }
 
-    /// An exchange with so many further members, whose nodes never run.
+    /// Creates an exchange with `others` further members whose nodes never run.
     pub(super) fn make_among(others: u16) -> Result<Self, Failure> {
         let folder = tempfile::tempdir().map_err(|error| failed(&error))?;
         let base = free_ports().ok_or_else(|| Failure::new("bench").cause("no free ports"))?;
@@ -100,7 +100,8 @@ impl Pair {
         let node = Command::new(&self.program)
             .args(["node", "--bootstrap", "--exit-on-stdin-eof", "--config"])
             .arg(folder.join("node.toml"))
-            // Its other end is ours alone: the node ends when we do, also by kill -9.
+            // Only this process holds the other end, so the node ends when this process ends, even
+            // by kill -9.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log.map_err(|error| failed(&error))?)
@@ -110,7 +111,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Asks a node to stop, and waits until it has.
+    /// Stops a node and waits until it has ended.
     pub(super) fn stop(&mut self, side: Side) -> Result<(), Failure> {
         let Some(mut node) = self.node(side).take() else { return Ok(()) };
         let pid = i32::try_from(node.id()).ok().and_then(Pid::from_raw);
@@ -127,7 +128,7 @@ impl Pair {
         Ok(())
     }
 
-    /// The process number of a running node; 0 of one that does not run.
+    /// Returns the process id of a node, or 0 if it is not running.
     pub(super) fn pid(&self, side: Side) -> u32 {
         match side {
             Side::A => self.a.as_ref(),
@@ -136,17 +137,17 @@ impl Pair {
         .map_or(0, Child::id)
     }
 
-    /// A connection of its own as one of a member's people.
+    /// Opens a new connection as one of a member's clients.
     pub(super) fn connect(&self, side: Side, client: &str) -> Result<Channel, Failure> {
         tls::channel(&self.profile(side, client)?)
     }
 
-    /// The node's own account of itself.
+    /// Opens a connection as the node's operator.
     pub(super) fn operator(&self, side: Side) -> Result<Client, Failure> {
         Client::open(&self.profile(side, "operator")?)
     }
 
-    /// Waits until a node's status is as wanted.
+    /// Waits until a node's status satisfies a condition.
     pub(super) async fn until(
         &self,
         side: Side,
@@ -169,7 +170,7 @@ impl Pair {
         }
     }
 
-    /// Starts both and waits until they are linked and publish.
+    /// Starts both nodes and waits until they are linked and publish.
     pub(super) async fn start_both(&mut self) -> Result<(), Failure> {
         for side in [Side::A, Side::B] {
             if self.pid(side) == 0 {
@@ -183,7 +184,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Waits until both views have taken in everything and B holds all that A has.
+    /// Waits until both index databases have applied everything and B holds all entries of A.
     pub(super) async fn drained(&self) -> Result<Instant, Failure> {
         let mut held = 0;
         if self.pid(Side::A) != 0 {
@@ -197,7 +198,7 @@ impl Pair {
         Ok(Instant::now())
     }
 
-    /// Bytes on disk of a stopped node.
+    /// Returns the bytes on disk of a stopped node.
     pub(super) fn disk_bytes(&self, side: Side) -> Result<DiskBytes, Failure> {
         let feed: FeedId = format!("{}.{EXCHANGE}/feed/1", side.member()).parse().map_err(|error| failed(&error))?;
         let options = DiskOptions::new(feed.member, feed.exchange);
@@ -219,7 +220,7 @@ impl Pair {
     }
 }
 
-/// Entries that B holds of A's feed.
+/// Returns the number of entries that B holds of A's feed.
 pub(super) fn followed(status: &proto::GetStatusResponse) -> u64 {
     status.peers.first().and_then(|peer| peer.feed.as_ref()).map_or(0, |feed| feed.size)
 }

@@ -1,4 +1,5 @@
-//! How long an urgent bulletin takes from a call at A to a subscriber of B: on an idle pair, and while a backlog flows to B.
+//! Measures the time of an urgent bulletin from a call at A to a subscriber of B: on an idle pair,
+//! and while a backlog is sent to B.
 
 use std::time::{Duration, Instant};
 
@@ -7,13 +8,14 @@ use super::measure::rate;
 use super::pair::{Pair, Side, followed};
 use super::{Bench, Failure, READER, failed, latencies};
 
-/// Urgent bulletins a second.
+/// Urgent bulletins per second.
 const PER_SECOND: u64 = 100;
-/// Urgent bulletins of the idle figure.
+/// Urgent bulletins of the idle benchmark.
 const IDLE_COUNT: u64 = 1_000;
-/// Urgent bulletins between two looks at whether the backlog still flows.
+/// Urgent bulletins between two checks whether the backlog is still being sent.
 const ROUND_COUNT: u64 = 50;
-/// Backlogs that flow one after the other: one alone is gone before there is much to take a hundredth of.
+/// Number of backlogs, one after the other. A single one ends before there are enough samples for a
+/// 99th percentile.
 const BACKLOGS: u64 = 5;
 
 impl Bench<'_> {
@@ -45,7 +47,7 @@ impl Bench<'_> {
                 let received;
                 (reader, received) = round(&mut urgent, reader, ROUND_COUNT).await?;
                 let now = followed(&operator.status().await?);
-                // A round in which the backlog came to its end is not counted.
+                // A round in which the backlog ended is not counted.
                 if now >= all {
                     break;
                 }
@@ -71,7 +73,8 @@ impl Bench<'_> {
     }
 }
 
-/// So many at a steady pace, and how long each took. Publisher and subscriber are not on the thread that waits for both.
+/// Publishes `count` bulletins at a steady rate and measures each. Publisher and subscriber run on
+/// other threads than the one that waits for both.
 async fn round(publisher: &mut Publisher, mut reader: Subscriber, count: u64) -> Result<(Subscriber, Times), Failure> {
     let reading = tokio::spawn(async move {
         let received = reader.next(count).await;
@@ -87,7 +90,7 @@ async fn round(publisher: &mut Publisher, mut reader: Subscriber, count: u64) ->
     Ok((reader, Times { receipts: published.acks, delivered }))
 }
 
-/// How long each took: until the receipt at A, and until it was in hand at B.
+/// Times of each bulletin: until the receipt at A, and until delivery at B.
 #[derive(Default)]
 struct Times {
     receipts: Vec<Duration>,

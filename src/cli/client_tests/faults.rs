@@ -1,17 +1,18 @@
-//! What is nobody's fault, or the profile's, is not told as the bulletin's or the network's.
+//! Tests that clock and `--wait-for` faults are not reported as faults of the bulletin or the
+//! network.
 
 use barid_core::bulletin::header::BulletinId;
 
 use super::*;
 
-/// A node with a clock and a roster.
+/// Clock and roster of a node that rejects publications.
 pub(super) struct Rejects {
     pub(super) now_unix_ms: u64,
     pub(super) members: &'static [&'static str],
 }
 
 impl Rejects {
-    /// In the words of a real one (`core::bulletin::prepare`, `api::stored`).
+    /// Rejects with the texts of a real node (`core::bulletin::prepare`, `api::stored`).
     pub(super) fn judge(&self, id: &str, wait_for: Option<&proto::WaitFor>) -> Result<(), Status> {
         let id: BulletinId = id.parse().unwrap();
         let clock = barid_core::bulletin::times::Time::from_unix_ms(self.now_unix_ms);
@@ -42,7 +43,7 @@ fn rejected(field: &str, description: &str, rules: &[(&str, &str)]) -> Status {
 #[tokio::test]
 async fn generated_id_ahead_of_node_clock_is_replaced_chosen_id_is_not() {
     let (node, folder) = node(NODE).await;
-    // In 2020: every clock that this test runs by is ahead.
+    // In 2020, so this machine's clock is ahead of the node's.
     let now_unix_ms = 1_600_000_000_000;
     *node.rejects.lock() = Some(Rejects { now_unix_ms, members: &["ma"] });
     let draft = draft(folder.path(), |_| {});

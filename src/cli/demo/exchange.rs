@@ -1,4 +1,4 @@
-//! Four nodes in four processes with their clients, in a folder that goes away with them.
+//! An exchange of four node processes with their clients, in a temporary folder.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,11 +17,11 @@ use crate::cli::Failure;
 use crate::pki::{self, DevelopMember, DevelopOptions};
 
 pub(super) const MEMBERS: [&str; 4] = ["ma", "ly", "tn", "ne"];
-/// Longest for one thing to come true.
+/// Longest wait for one condition.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Between two looks: a look is a process and a handshake.
+/// Polling interval: each poll is a process and a handshake.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Each member has two ports.
+/// Number of ports: two for each member.
 const PORTS: u16 = 8;
 
 /// A running exchange.
@@ -31,18 +31,18 @@ pub(super) struct Exchange {
     nodes: Mutex<BTreeMap<&'static str, Child>>,
 }
 
-/// What a command said.
+/// Result of a command.
 pub(super) struct CommandOutput {
-    /// Its exit code; `None` if it was killed.
+    /// Exit code; `None` if it was killed.
     pub(super) code: Option<i32>,
-    /// Its lines for machines.
+    /// JSON output, one value a line.
     pub(super) lines: Vec<Value>,
-    /// Why it failed, in its own words.
+    /// Error output.
     pub(super) error: String,
 }
 
 impl CommandOutput {
-    /// Its first line; null if it said nothing.
+    /// Returns the first line of output, or null if there is none.
     pub(super) fn first(&self) -> &Value {
         self.lines.first().unwrap_or(&Value::Null)
     }
@@ -53,7 +53,7 @@ pub(super) fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
 }
 
 impl Exchange {
-    /// Makes the exchange in a folder; nothing runs yet.
+    /// Creates the exchange in a temporary folder; nothing runs yet.
     pub(super) fn make(base_port: Option<u16>) -> Result<Self, Failure> {
         let base = free_ports(base_port)?;
         let folder = tempfile::Builder::new().prefix("barid-demo-").tempdir().map_err(|error| failed(&error))?;
@@ -69,7 +69,7 @@ impl Exchange {
         Ok(Self { folder, program, nodes: Mutex::default() })
     }
 
-    /// All four nodes, linked.
+    /// Starts all four nodes and waits until they are linked.
     pub(super) async fn begin(&self) -> Result<(), Failure> {
         for member in MEMBERS {
             self.run(member)?;
@@ -88,11 +88,12 @@ impl Exchange {
         let node = Command::new(&self.program)
             .args(["node", "--bootstrap", "--exit-on-stdin-eof", "--config"])
             .arg(folder.join("node.toml"))
-            // Its other end is ours alone: the node ends when we do, also by kill -9.
+            // Only this process holds the other end, so the node ends when this process ends, even
+            // by kill -9.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log.map_err(|error| failed(&error))?)
-            // Ctrl-C in a terminal is for the story, which ends its nodes itself.
+            // Ctrl-C in a terminal is for the demo only; it stops its nodes itself.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -101,7 +102,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// As a power cut would.
+    /// Kills a node, as a power failure would.
     pub(super) async fn cut(&self, member: &str) -> Result<(), Failure> {
         let node = self.nodes.lock().remove(member);
         match node {
@@ -110,15 +111,15 @@ impl Exchange {
         }
     }
 
-    /// Ends all nodes and removes the folder.
+    /// Stops all nodes and removes the folder.
     pub(super) async fn end(self) {
         let nodes = std::mem::take(&mut *self.nodes.lock());
         join_all(nodes.into_values().map(async |mut node| node.kill().await)).await;
-        // What cannot be removed is in the folder for temporary files.
+        // What cannot be removed remains in the system's temporary folder.
         let _ = self.folder.close();
     }
 
-    /// Waits until a node ends by itself, which none should.
+    /// Waits until a node ends by itself, which is a failure.
     pub(super) async fn first_to_end(&self) -> Failure {
         loop {
             if let Err(failure) = self.alive() {
@@ -128,12 +129,12 @@ impl Exchange {
         }
     }
 
-    /// One command as one of a member's people.
+    /// Runs one command as one of a member's clients.
     pub(super) async fn run_client(&self, member: &str, client: &str, args: &[&str]) -> Result<CommandOutput, Failure> {
         self.run_command(&[&["--profile", &self.profile(member, client)], args].concat()).await
     }
 
-    /// As [`Exchange::run_client`], for what must succeed.
+    /// As [`Exchange::run_client`], but a command that fails is a failure.
     pub(super) async fn run_client_ok(
         &self,
         member: &str,
@@ -149,7 +150,7 @@ impl Exchange {
         Err(Failure::new("demo").cause(format!("{member}/{client}: {}: {code}: {}", args.join(" "), output.error)))
     }
 
-    /// One command without a profile: somebody who is nobody's client.
+    /// Runs one command without a profile.
     pub(super) async fn run_command(&self, args: &[&str]) -> Result<CommandOutput, Failure> {
         let output = Command::new(&self.program)
             .arg("--json")
@@ -174,7 +175,8 @@ impl Exchange {
         })
     }
 
-    /// What every running node says of itself, in the order of [`MEMBERS`]; nothing from one that does not answer.
+    /// Returns the status output of every running node, in the order of [`MEMBERS`]; it is empty
+    /// for a node that does not answer.
     pub(super) async fn statuses(&self) -> Result<Vec<CommandOutput>, Failure> {
         let running: Vec<&str> = MEMBERS.into_iter().filter(|member| self.nodes.lock().contains_key(member)).collect();
         try_join_all(running.into_iter().map(|member| self.run_client(member, "operator", &["status"]))).await
@@ -190,7 +192,7 @@ impl Exchange {
         .await
     }
 
-    /// Waits for something to come true; a node that ends meanwhile, or too long a wait, is a failure.
+    /// Waits until a condition is true. It is a failure if a node ends or the wait is too long.
     pub(super) async fn until(
         &self,
         what: &str,
@@ -222,40 +224,40 @@ impl Exchange {
         Ok(())
     }
 
-    /// Writes a file into the folder.
+    /// Writes a file into the folder and returns its path.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<String, Failure> {
         fs::write(self.folder.path().join(name), bytes).map_err(|error| failed(&error))?;
         Ok(self.path(name))
     }
 
-    /// Reads a file of the folder.
+    /// Reads a file from the folder.
     pub(super) fn read(&self, name: &str) -> Result<Vec<u8>, Failure> {
         fs::read(self.folder.path().join(name)).map_err(|error| failed(&error))
     }
 
-    /// A path in the folder.
+    /// Returns a path in the folder.
     pub(super) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// Where a client's profile is.
+    /// Returns the path of a client's profile.
     pub(super) fn profile(&self, member: &str, client: &str) -> String {
         let path: &Path = &self.folder.path().join(member).join("clients").join(client).join("client.toml");
         path.display().to_string()
     }
 
-    /// This program.
+    /// Returns the path of this program.
     pub(super) fn program(&self) -> String {
         self.program.display().to_string()
     }
 }
 
-/// Peers in a status that fulfil something.
+/// Counts the peers in a status that satisfy a condition.
 fn count(status: &Value, fulfils: impl Fn(&Value) -> bool) -> usize {
     status["peers"].as_array().map_or(0, |peers| peers.iter().filter(|peer| fulfils(peer)).count())
 }
 
-/// Origin, size and root of every feed with entries.
+/// Returns origin, size and root of every feed with entries.
 fn roots(status: &Value) -> Vec<String> {
     let peers = status["peers"].as_array().map_or(&[][..], Vec::as_slice);
     let feeds = peers.iter().map(|peer| &peer["feed"]).chain([&status["own"]]).filter(|feed| feed["size"].is_string());
@@ -264,8 +266,8 @@ fn roots(status: &Value) -> Vec<String> {
     roots
 }
 
-/// The first of eight neighbouring ports that nobody uses: the chosen one, or one that differs from process to process, so that two
-/// demonstrations do not meet.
+/// Returns the first of eight consecutive free ports. Without a chosen one, the search starts at a
+/// port that depends on the process, so that two demos do not collide.
 fn free_ports(chosen: Option<u16>) -> Result<u16, Failure> {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let all_free = |base: u16| base.checked_add(PORTS - 1).is_some() && (0..PORTS).all(|n| free(base + n));

@@ -1,7 +1,9 @@
-//! `barid demo`: a throwaway exchange of four node processes on this machine, and a story told with the ordinary commands.
+//! `barid demo`: a scenario with the ordinary commands, in a throwaway exchange of four node
+//! processes on this machine.
 //!
-//! In scope: the order of the story, its words, stopping and cleaning up. Out of scope: doing anything that a member's people could
-//! not do: every step is this same program with a client's certificate (`exchange`), and each step checks what it claims (`scenario`).
+//! In scope: printing the steps, stopping and cleaning up. The steps are in `scenario` and the
+//! processes in `exchange`. Out of scope: anything that a member's clients could not do. Every step
+//! runs this same program with a client's certificate and checks its result.
 
 mod exchange;
 mod scenario;
@@ -17,19 +19,20 @@ use super::args::shell_quoted;
 use super::{Context, Exit, Failure, localize};
 use exchange::Exchange;
 
-/// How to show it.
+/// Arguments of `barid demo`.
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// Leave the nodes running after the story, until Ctrl-C, and say how to use them from another terminal.
+    /// Leave the nodes running after the demo until Ctrl-C, and show how to use them from another
+    /// terminal.
     #[arg(long)]
     keep: bool,
-    /// First of the eight ports to use [default: eight that are free].
+    /// First of the eight ports to use [default: eight free ports].
     #[arg(long, value_name = "PORT")]
     base_port: Option<u16>,
 }
 
-/// Tells the story; ends well only if everything held. Ctrl-C and SIGTERM end it early; nodes and folder are gone afterwards in any
-/// case.
+/// Runs the scenario. It succeeds only if every check passed. Ctrl-C and SIGTERM end it early;
+/// nodes and folder are removed in any case.
 pub(super) async fn run(context: &Context, args: &DemoArgs) -> Result<Exit, Failure> {
     let internal = |error: std::io::Error| Failure::new("internal").because(&error);
     let mut interrupted = signal(SignalKind::interrupt()).map_err(internal)?;
@@ -71,19 +74,19 @@ async fn run_scenario(
     Ok(())
 }
 
-/// Writes the story down as it happens.
+/// Prints the steps as they happen.
 struct StepPrinter<'a> {
     context: &'a Context,
     begun: Instant,
 }
 
 impl StepPrinter<'_> {
-    /// Since the beginning: `3.2`.
+    /// Returns the seconds since the start: `3.2`.
     fn seconds(&self) -> String {
         format!("{:.1}", self.begun.elapsed().as_secs_f32())
     }
 
-    /// A step of the story, with the time.
+    /// Prints a step with its time.
     fn step(&self, id: &str, text: &str) -> Result<(), Failure> {
         if self.context.output.is_json() {
             return self.line(id, text);
@@ -93,7 +96,7 @@ impl StepPrinter<'_> {
         self.context.output.line(&format!("{time}  {}", self.context.output.paint(text, Style::new().bold())))
     }
 
-    /// Something that was checked and held.
+    /// Prints a check that passed.
     fn passed(&self, id: &str, text: &str) -> Result<(), Failure> {
         let symbol = self.context.output.paint("✓", Style::new().green().bold());
         if self.context.output.is_json() {
@@ -103,7 +106,7 @@ impl StepPrinter<'_> {
         }
     }
 
-    /// A line; for machines an object with its id, unless it is only there for the eye.
+    /// Prints a line. In JSON it is an object with its id; a line without an id is left out.
     fn line(&self, id: &str, text: &str) -> Result<(), Failure> {
         let output = &self.context.output;
         match (output.is_json(), id.is_empty()) {
@@ -113,7 +116,7 @@ impl StepPrinter<'_> {
         }
     }
 
-    /// How to go on from another terminal.
+    /// Prints how to use the running nodes from another terminal.
     fn keep(&self, exchange: &Exchange) -> Result<(), Failure> {
         let messages = &self.context.messages;
         self.line("", "")?;

@@ -1,4 +1,5 @@
-//! The story: each step does something as one of a member's people would, and fails unless what it tells is so.
+//! The steps of the demo. Each acts as one of a member's clients, and fails unless its result is as
+//! described.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -14,9 +15,9 @@ use crate::cli::output::{Cell, Table};
 use crate::cli::render::tlp_style;
 use crate::cli::times;
 
-/// Bulletins that the member that was cut off misses.
+/// Bulletins that the stopped member misses.
 const MISSED: usize = 8;
-/// Under the time of a step.
+/// Indentation of lines under a step, as wide as its time.
 const INDENT: &str = "         ";
 
 const ALERT: &str = include_str!("../../../examples/bulletins/stolen-passport.fr.json");
@@ -25,10 +26,10 @@ const SITUATION: &str = include_str!("../../../examples/bulletins/situation-repo
 const SEIZURE: &str = include_str!("../../../examples/bulletins/seizure-report.json");
 const PERSON: &str = include_str!("../../../examples/bulletins/person-notice.json");
 
-/// A bulletin of the story, published.
+/// A bulletin published by the scenario.
 struct Bulletin {
     member: &'static str,
-    /// Who publishes and reads it in each member.
+    /// The client that publishes it, and reads it at each member.
     client: &'static str,
     header: Value,
     receipt: Value,
@@ -36,7 +37,7 @@ struct Bulletin {
     readers: Vec<&'static str>,
 }
 
-/// What a member has of a bulletin.
+/// What a member holds of a bulletin.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Visibility {
     Own,
@@ -62,7 +63,7 @@ impl Visibility {
     }
 }
 
-/// All of it.
+/// Runs all steps.
 pub(super) async fn run(printer: &StepPrinter<'_>, exchange: &Exchange) -> Result<(), Failure> {
     let scenario = Scenario { printer, exchange };
     exchange.begin().await?;
@@ -94,7 +95,8 @@ struct Scenario<'a> {
 }
 
 impl Scenario<'_> {
-    /// Niamey publishes in French and sees when Tunis has it; an officer in Tunis reads it.
+    /// Niamey publishes in French and waits until Tunis has stored it; an officer in Tunis reads
+    /// it.
     async fn alert(&self) -> Result<Bulletin, Failure> {
         self.step("demo-alert")?;
         let file = self.exchange.write("stolen-passport.fr.json", ALERT.as_bytes())?;
@@ -112,7 +114,8 @@ impl Scenario<'_> {
         Ok(Bulletin { member: "ne", client: "police-hq", header, receipt, readers: vec!["ma", "ly", "tn"] })
     }
 
-    /// The officer answers: an answer is a bulletin itself, for the publisher alone.
+    /// The officer acknowledges it: an acknowledgement is itself a bulletin, here for the publisher
+    /// only.
     async fn acknowledge(&self, alert: &Bulletin) -> Result<Bulletin, Failure> {
         self.step("demo-ack")?;
         let mut draft = draft(ACKNOWLEDGEMENT)?;
@@ -135,7 +138,7 @@ impl Scenario<'_> {
         Ok(Bulletin { member: "tn", client: "police-hq", header, receipt, readers: vec!["ne"] })
     }
 
-    /// One of the others' bulletins, until all who may read it hold it.
+    /// Publishes an example bulletin and waits until all members that may read it have stored it.
     async fn publish(
         &self,
         member: &'static str,
@@ -171,7 +174,8 @@ impl Scenario<'_> {
         Ok(bulletin)
     }
 
-    /// Who sees content and who a digest, asked of every member; and all hold the same feeds.
+    /// Checks at every member which bulletins it holds with content and which as a digest, and that
+    /// all feeds are equal.
     async fn visibilities(&self, bulletins: &[Bulletin]) -> Result<(), Failure> {
         self.step("demo-visibility")?;
         self.exchange.equal().await?;
@@ -200,7 +204,8 @@ impl Scenario<'_> {
         self.passed("demo-equal", &self.messages().text("demo-equal"))
     }
 
-    /// What a member has of a bulletin; a failure if that is not what its handling says.
+    /// Returns what a member holds of a bulletin. It is a failure if that does not follow its
+    /// handling.
     async fn visibility(&self, bulletin: &Bulletin, member: &'static str) -> Result<Visibility, Failure> {
         let output = self.exchange.run_client(member, bulletin.client, &["show", &bulletin.name()]).await?;
         let readable = output.code == Some(0);
@@ -218,7 +223,7 @@ impl Scenario<'_> {
         Ok(expected)
     }
 
-    /// What publishers can show to anyone: where a bulletin stands, and who signed that it holds it.
+    /// Checks that exactly the members that may read a bulletin have signed that they hold it.
     async fn receipts(&self, bulletins: &[Bulletin]) -> Result<(), Failure> {
         self.step("demo-receipts")?;
         for bulletin in bulletins {
@@ -246,7 +251,8 @@ impl Scenario<'_> {
         Ok(())
     }
 
-    /// Tunis, which did not publish it, exports evidence; somebody with nothing but the roster verifies it, and refuses a copy.
+    /// Tunis, which did not publish it, exports evidence. A verifier that has only the roster
+    /// accepts it, and rejects a tampered copy.
     async fn proof(&self, bulletin: &Bulletin) -> Result<(), Failure> {
         self.step("demo-proof")?;
         let (file, roster) = (self.exchange.path("notice.barid"), self.exchange.path("roster.note"));
@@ -315,12 +321,12 @@ impl Scenario<'_> {
         members.iter().map(|member| self.city(member)).collect::<Vec<_>>().join(", ")
     }
 
-    /// What kind of bulletin, and by whom.
+    /// Returns the label of the bulletin's kind, and the publisher's city.
     fn title(&self, bulletin: &Bulletin) -> String {
         format!("{} ({})", self.label(bulletin), self.city(bulletin.member))
     }
 
-    /// What kind of bulletin.
+    /// Returns the label of the bulletin's kind.
     fn label<'b>(&self, bulletin: &'b Bulletin) -> &'b str {
         let kind = text(&bulletin.header["kind"]);
         let labels = kinds::find(kind).map(|kind| kind.labels);
@@ -329,18 +335,19 @@ impl Scenario<'_> {
 }
 
 impl Bulletin {
-    /// `ne/0197…`.
+    /// Returns member and id: `ne/0197…`.
     fn name(&self) -> String {
         name(self.member, &self.receipt)
     }
 
-    /// Its index in its feed; absent in JSON where it is 0.
+    /// Returns its index in its feed; absent in JSON if it is 0.
     fn place(&self) -> u64 {
         number(&self.receipt["index"])
     }
 }
 
-/// Whether a node's status says that it holds this entry as a digest that was withheld from it.
+/// Returns whether a node's status reports that it holds this entry as a digest, because the
+/// content was withheld from it.
 fn withheld(status: &Value, bulletin: &Bulletin) -> bool {
     let place = bulletin.place();
     let peers = status["peers"].as_array().map_or(&[][..], Vec::as_slice);
@@ -362,7 +369,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// A 64-bit number in the protobuf JSON mapping: a string, absent where it is 0.
+/// Returns a 64-bit number in the protobuf JSON mapping: a string, absent if it is 0.
 fn number(value: &Value) -> u64 {
     text(value).parse().unwrap_or(0)
 }

@@ -1,11 +1,12 @@
-//! What the program says to people, in Arabic, French and English.
+//! Localized text of the program, in Arabic, French and English.
 //!
-//! In scope: choosing a language, the catalogues (Fluent), and inserting values so that they can neither break the line nor the
-//! direction of the text. Out of scope: what is said to machines, which is the same in every language (`output`).
+//! In scope: choosing a language, the catalogues (Fluent), and inserting values safely into a line
+//! of text. Out of scope: output for scripts, which is the same in every language (`output`).
 //!
-//! Values from outside are cleaned before they are inserted: control characters, and the marks that change the direction of text,
-//! would let a bulletin rewrite what stands around it on a terminal. In Arabic every inserted value stands between U+2068 FIRST
-//! STRONG ISOLATE and U+2069 POP DIRECTIONAL ISOLATE, so that codes, paths and numbers keep their own direction.
+//! External values are cleaned before they are inserted. With control characters, or marks that
+//! change the direction of text, a bulletin could rewrite other text on a terminal. In Arabic every
+//! inserted value is put between U+2068 FIRST STRONG ISOLATE and U+2069 POP DIRECTIONAL ISOLATE, so
+//! that codes, paths and numbers keep their own direction.
 
 use std::fmt;
 use std::str::FromStr;
@@ -34,22 +35,22 @@ pub enum Lang {
     En,
 }
 
-/// One catalogue, ready to speak.
+/// The catalogue of one language.
 pub struct Messages {
     lang: Lang,
     bundle: FluentBundle<FluentResource>,
 }
 
-/// Text that names no language we have.
+/// A text that names no supported language.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not one of ar, fr, en")]
 pub struct UnknownLang;
 
 impl Lang {
-    /// All of them.
+    /// All languages.
     pub const ALL: [Self; 3] = [Self::Ar, Self::Fr, Self::En];
 
-    /// ISO 639-1 code.
+    /// Returns the ISO 639-1 code.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
@@ -59,8 +60,9 @@ impl Lang {
         }
     }
 
-    /// The language of a session: the first of `candidates` (`--lang`, `BARID_LANG`, `LC_ALL`, `LC_MESSAGES`, `LANG`, in that order)
-    /// that names one we have; English without any.
+    /// Returns the language of a session: the first of `candidates` (`--lang`, `BARID_LANG`,
+    /// `LC_ALL`, `LC_MESSAGES`, `LANG`, in that order) that names a supported language, or else
+    /// English.
     pub fn choose(candidates: impl IntoIterator<Item = Option<String>>) -> Self {
         candidates.into_iter().flatten().find_map(|text| text.parse().ok()).unwrap_or(Self::En)
     }
@@ -77,7 +79,7 @@ impl Lang {
 impl FromStr for Lang {
     type Err = UnknownLang;
 
-    /// Reads a code or a locale: `fr`, `fr_NE.UTF-8`, `ar-MA`.
+    /// Parses a code or a locale: `fr`, `fr_NE.UTF-8`, `ar-MA`.
     fn from_str(text: &str) -> Result<Self, UnknownLang> {
         let code = text.split(['_', '-', '.', '@']).next().unwrap_or_default();
         Self::ALL.into_iter().find(|lang| code.eq_ignore_ascii_case(lang.code())).ok_or(UnknownLang)
@@ -85,10 +87,11 @@ impl FromStr for Lang {
 }
 
 impl Messages {
-    /// The catalogue of `lang`.
+    /// Loads the catalogue of `lang`.
     #[must_use]
     pub fn new(lang: Lang) -> Self {
-        // A catalogue is part of the program: tests hold that it parses. A broken entry would cost that entry only.
+        // The catalogues are part of the program, and tests check that they parse. An invalid entry
+        // would only be missing.
         let resource = FluentResource::try_new(lang.source().to_owned()).unwrap_or_else(|(partial, _)| partial);
         let identifier: LanguageIdentifier = lang.code().parse().unwrap_or_default();
         let mut bundle = FluentBundle::new_concurrent(vec![identifier]);
@@ -97,25 +100,27 @@ impl Messages {
         Self { lang, bundle }
     }
 
-    /// Its language.
+    /// Returns the language.
     #[must_use]
     pub fn lang(&self) -> Lang {
         self.lang
     }
 
-    /// The message `id` without values; the id itself if there is no such message.
+    /// Returns the message `id` without values, or the id itself if there is no such message.
     #[must_use]
     pub fn text(&self, id: &str) -> String {
         self.find(id, None).unwrap_or_else(|| id.to_owned())
     }
 
-    /// The message `id` with values; the id itself if there is no such message. Best called through [`localize!`](crate::cli::localize).
+    /// Returns the message `id` with values, or the id itself if there is no such message. Prefer
+    /// [`localize!`](crate::cli::localize).
     #[must_use]
     pub fn with(&self, id: &str, args: &FluentArgs<'_>) -> String {
         self.find(id, Some(args)).unwrap_or_else(|| id.to_owned())
     }
 
-    /// The message `id`, or its attribute if written `id.attribute`; `None` if there is none.
+    /// Returns the message `id`, or its attribute if written `id.attribute`; `None` if there is
+    /// none.
     #[must_use]
     pub fn find(&self, id: &str, args: Option<&FluentArgs<'_>>) -> Option<String> {
         let (id, attribute) = id.split_once('.').map_or((id, None), |(id, attribute)| (id, Some(attribute)));
@@ -128,7 +133,8 @@ impl Messages {
         Some(self.bundle.format_pattern(pattern, args, &mut errors).into_owned())
     }
 
-    /// A word of a vocabulary (`severity`, `urgency`, ...) in this language; the word itself, cleaned, if the catalogue lacks it.
+    /// Returns a vocabulary term (`severity`, `urgency`, ...) in this language, or the cleaned term
+    /// itself if the catalogue lacks it.
     #[must_use]
     pub fn term(&self, vocabulary: &str, term: &str) -> String {
         let known = term.bytes().all(|b| b.is_ascii_alphanumeric() || b" -_".contains(&b));
@@ -136,20 +142,20 @@ impl Messages {
         known.then(|| self.find(&id, None)).flatten().unwrap_or_else(|| self.value(term))
     }
 
-    /// A value from outside to stand in a line by itself: cleaned, and isolated where the language is written from right to left.
-    /// Empty stays empty.
+    /// Returns an external value for use outside of a message: cleaned, and isolated in a
+    /// right-to-left language. An empty value remains empty.
     #[must_use]
     pub fn value(&self, text: &str) -> String {
         self.isolate(&clean(text))
     }
 
-    /// `text`, isolated where the language is written from right to left.
+    /// Returns `text`, isolated in a right-to-left language.
     #[must_use]
     pub fn isolate(&self, text: &str) -> String {
         if self.lang == Lang::Ar && !text.is_empty() { format!("{FSI}{text}{PDI}") } else { text.to_owned() }
     }
 
-    /// The one of three names that is in this language.
+    /// Returns the name that is in this language.
     #[must_use]
     pub fn pick<'a>(&self, ar: &'a str, fr: &'a str, en: &'a str) -> &'a str {
         match self.lang {
@@ -166,11 +172,13 @@ impl fmt::Debug for Messages {
     }
 }
 
-/// `text` as one line that changes nothing around it: control characters (which drive terminals) become spaces or U+FFFD, and so do
-/// the marks that change direction, but isolates, which are left out. The letters themselves carry their direction.
+/// Returns `text` as one line that cannot affect the text around it. Control characters, which
+/// drive terminals, become spaces or U+FFFD; marks that change direction become U+FFFD; isolates
+/// are removed. The letters themselves have a direction.
 #[must_use]
 pub fn clean(text: &str) -> String {
-    // What was put together from other messages has isolates of ours: it stands in one anyway.
+    // Isolates come from other messages of this program that were inserted; the whole value is
+    // isolated anyway.
     text.chars()
         .filter(|c| !matches!(*c, FSI | PDI))
         .map(|c| match c {
@@ -181,9 +189,9 @@ pub fn clean(text: &str) -> String {
         .collect()
 }
 
-/// What can be inserted into a message.
+/// A value that can be inserted into a message.
 pub trait Arg {
-    /// As a Fluent value, cleaned if it is text.
+    /// Converts to a Fluent value; text is cleaned.
     fn arg(self) -> FluentValue<'static>;
 }
 
@@ -216,7 +224,7 @@ macro_rules! number_args {
 }
 number_args!(u8, u32, u64, usize, i64);
 
-/// `localize!(messages, "id", name = value, ...)`: the message `id` with values, cleaned.
+/// `localize!(messages, "id", name = value, ...)`: returns the message `id` with cleaned values.
 #[macro_export]
 macro_rules! localize {
     ($messages:expr, $id:expr $(, $name:ident = $value:expr)* $(,)?) => {{
@@ -237,7 +245,7 @@ mod tests {
 
     use super::*;
 
-    /// Message and attribute ids with the variables that each uses.
+    /// Returns the message and attribute ids with the variables that each uses.
     fn keys(lang: Lang) -> BTreeMap<String, BTreeSet<String>> {
         let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let mut message = String::new();

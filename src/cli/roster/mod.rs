@@ -1,7 +1,7 @@
-//! `barid roster`: who takes part, whether a roster may be believed, and signing the next one. No node and no network is needed.
+//! `barid roster`: shows, verifies and signs rosters, without a node or a network.
 //!
-//! In scope: files in, words out. Out of scope: what makes sense in a roster and who must sign it (`core::roster`); adopting one (nodes
-//! do, from each other).
+//! In scope: reading files and printing the results. Out of scope: validity of a roster and its
+//! signatures (`core::roster`); adopting a roster, which nodes do from each other.
 
 mod show;
 mod sign;
@@ -25,19 +25,19 @@ use time::format_description::well_known::Rfc3339;
 use super::failure::Field;
 use super::{Context, Exit, Failure};
 
-/// What `roster` is told.
+/// Arguments of `barid roster`.
 #[derive(Debug, Args)]
 pub(super) struct RosterArgs {
     #[command(subcommand)]
     command: RosterCommand,
 }
 
-/// What to do with a roster.
+/// Subcommands of `barid roster`.
 #[derive(Debug, Subcommand)]
 enum RosterCommand {
-    /// Show members, keys and who signed; believe nothing of it yet.
+    /// Show members, keys and signers, without verifying the roster.
     Show(show::ShowArgs),
-    /// Say whether a roster follows from the one you trust.
+    /// Check whether a roster follows from the one you trust.
     Verify(verify::VerifyArgs),
     /// Sign a draft as one of the governors.
     Sign(sign::SignArgs),
@@ -51,7 +51,8 @@ pub(super) fn run(context: &Context, args: &RosterArgs) -> Result<Exit, Failure>
     }
 }
 
-/// A file that may hold a roster; not more of it than a roster can have, and one byte to tell.
+/// Reads a file that may contain a roster: at most one byte more than a roster can have, so that a
+/// larger file is recognised.
 fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(ROSTER_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
@@ -59,7 +60,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// A signed roster or a draft without signatures.
+/// Reads a signed roster, or a draft without signatures.
 fn read(path: &Path) -> Result<Draft, Failure> {
     Draft::read(&read_file(path)?).map_err(|error| unreadable(path, &error))
 }
@@ -79,12 +80,12 @@ fn unreadable(path: &Path, error: &RosterError) -> Failure {
     }
 }
 
-/// The roster that the profile names, if there is a profile and it names one.
+/// Returns the roster's path in the profile, if there is a profile and it names one.
 fn of_profile(context: &Context) -> Result<Option<PathBuf>, Failure> {
     Ok(context.profile_if_any()?.and_then(|profile| profile.roster))
 }
 
-/// `2026-11-23T20:05:11Z`; empty for a time that has no such form.
+/// Returns `2026-11-23T20:05:11Z`, or an empty text if the time is out of range.
 fn rfc3339(seconds: i64) -> String {
     OffsetDateTime::from_unix_timestamp(seconds).ok().and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
 }
@@ -108,7 +109,7 @@ fn signer_json(signer: &Signer) -> Value {
     })
 }
 
-/// One line a signature, with what it is worth.
+/// Returns one line a signature, with its validity and the signer's role.
 fn signer_lines(context: &Context, signers: &[Signer]) -> Vec<String> {
     let (messages, output) = (&context.messages, &context.output);
     let line = |signer: &Signer| {

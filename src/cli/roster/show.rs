@@ -1,4 +1,4 @@
-//! `barid roster show`: everything that a roster says, for comparing it with what was agreed.
+//! `barid roster show`: shows all content of a roster, for comparison with what the members agreed.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use crate::cli::output::{Cell, Table};
 use crate::cli::{Context, Exit, Failure, localize, times};
 use crate::clock;
 
-/// Which roster.
+/// The roster.
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
     /// Roster, signed or a draft [default: the profile's].
@@ -90,7 +90,8 @@ fn member_object(entry: &MemberEntry) -> Value {
     })
 }
 
-/// SHA-256 of a certificate, as other tools show it; `None` if it cannot be read.
+/// Returns the SHA-256 of a certificate in hex, as other tools show it; `None` if it cannot be
+/// parsed.
 fn certificate(pem: &str) -> Option<String> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
     Some(hex::encode(Sha256::digest(&der)))
@@ -136,7 +137,7 @@ fn lines(context: &Context, draft: &Draft) -> Vec<String> {
     lines
 }
 
-/// `2026-11-23 20:05:11 UTC`.
+/// Returns `2026-11-23 20:05:11 UTC`.
 fn written(seconds: i64) -> String {
     times::seconds(Some(&pbjson_types::Timestamp { seconds, nanos: 0 }))
 }
@@ -177,7 +178,7 @@ fn members_table(context: &Context, roster: &Roster) -> Vec<String> {
     table.lines(&context.output)
 }
 
-/// `ne (Niger)`, clean.
+/// Returns `ne (Niger)`, clean.
 fn name(context: &Context, entry: &MemberEntry) -> String {
     let names = &entry.names;
     clean(&format!("{} ({})", entry.code, context.messages.pick(&names.ar, &names.fr, &names.en)))

@@ -1,4 +1,4 @@
-//! `barid roster sign`: a governor's signature under the exact text of a draft.
+//! `barid roster sign`: adds a governor's signature to the exact text of a draft.
 
 use std::fs;
 use std::io::Write;
@@ -19,12 +19,12 @@ use crate::cli::{Context, Exit, Failure, localize};
 use crate::clock;
 use crate::files::{self, Guard};
 
-/// Ending of a signed roster's file.
+/// File extension of a signed roster.
 const ENDING: &str = "note";
-/// Rights of a new roster, less the process's mask: it is no secret.
+/// Permissions of a new roster, less the process's umask: a roster is not secret.
 const RIGHTS: u32 = 0o666;
 
-/// What to sign, with what, and where to.
+/// What to sign, the keys, and where to write.
 #[derive(Debug, Args)]
 pub(super) struct SignArgs {
     /// Draft: the text, or the text with the signatures of other governors.
@@ -33,10 +33,12 @@ pub(super) struct SignArgs {
     /// A governor's private key; may be repeated.
     #[arg(long, value_name = "KEY", required = true)]
     key: Vec<PathBuf>,
-    /// Version before, which you trust: the draft must be able to follow it, and its governors may sign.
+    /// Previous version, which you trust: the draft must be a valid successor, and its governors
+    /// may sign.
     #[arg(long, value_name = "FILE")]
     trust: Option<PathBuf>,
-    /// File to write; `-` writes to standard output [default: the draft's name with the ending .note].
+    /// File to write; `-` writes to standard output [default: the draft's name with the extension
+    /// .note].
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Replace the output if it exists; never the draft.
@@ -56,7 +58,7 @@ pub(super) fn run(context: &Context, args: &SignArgs) -> Result<Exit, Failure> {
             .sign(&signing_key(path)?, before.as_ref(), i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX))
             .map_err(|error| sign_failure(args, &error))?;
     }
-    // Nothing is written yet.
+    // This check comes before anything is written.
     let unfit = unfit_authorities(draft.roster(), before.as_ref());
     if !unfit.is_empty() {
         return Err(sign_failure(args, &SignError::Authorities(unfit)));
@@ -75,7 +77,8 @@ pub(super) fn run(context: &Context, args: &SignArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// Where to write, `None` for standard output. The draft is overwritten only if `--in-place` says so.
+/// Returns where to write, or `None` for standard output. The draft is overwritten only with
+/// `--in-place`.
 fn place(args: &SignArgs) -> Result<Option<PathBuf>, Failure> {
     if args.in_place {
         return Ok(Some(args.draft.clone()));
@@ -106,7 +109,8 @@ fn signing_key(path: &Path) -> Result<SigningKey, Failure> {
     SigningKey::from_text(text.trim_end()).map_err(|error| Failure::usage("key-unusable").path(path).because(&error))
 }
 
-/// New authorities that are not fit by what the draft itself cannot look at: whether the verifier reads them, and their own signature.
+/// Returns new authorities that fail the checks that the draft cannot make: whether the verifier
+/// can parse them, and their self-signature.
 fn unfit_authorities(roster: &Roster, before: Option<&Roster>) -> Vec<UnfitAuthority> {
     let unfit = |(field, pem): (String, &str)| {
         let certificate = CertificateDer::from(first_der(pem)?);
@@ -135,7 +139,8 @@ fn field(unfit: &UnfitAuthority) -> Field {
     Field { field: unfit.field.clone(), description, rule: String::new(), values: Vec::new() }
 }
 
-/// Writes beside the place and moves there: a reader finds the whole file or none. Rights stay as they were.
+/// Writes a temporary file beside `path` and renames it: a reader finds the whole file or none. The
+/// permissions of an existing file are preserved.
 fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let rights = fs::Permissions::from_mode(RIGHTS);
@@ -149,7 +154,8 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether both thresholds are reached, as far as it can be told.
+/// Returns whether the known thresholds are reached: of the draft's own governors, and of the
+/// previous version's if it is given.
 fn complete(draft: &Draft, before: Option<&Roster>) -> bool {
     let enough = |by: &Roster| by.approvals(draft.note()) >= by.threshold();
     enough(draft.roster()) && before.is_none_or(enough)

@@ -12,7 +12,7 @@ use crate::cli::{Cli, Command, Context, Exit, Failure};
 use crate::pki::{DevelopMember, DevelopOptions, develop};
 use barid_core::roster::{MemberKind, Roster};
 
-/// A development exchange with two full members and an observer, and nothing running.
+/// A development exchange with two full members and an observer. No node runs.
 struct Secretariat(tempfile::TempDir);
 
 impl Secretariat {
@@ -32,7 +32,7 @@ impl Secretariat {
         self.path(name).display().to_string()
     }
 
-    /// Writes the text of the version after `roster.note`, changed, into a file.
+    /// Writes the text of the version after `roster.note`, with a change, to a file.
     fn draft(&self, name: &str, change: impl FnOnce(String) -> String) -> String {
         let (roster, note) = Roster::read(&fs::read(self.path("roster.note")).unwrap()).unwrap();
         let next = format!("version = 2\nprevious = \"{}\"", roster.text_hash());
@@ -58,7 +58,7 @@ impl Secretariat {
         (result, text)
     }
 
-    /// Exit code and the one object that was said.
+    /// Returns the exit code and the JSON object of a command.
     fn json(&self, args: &[&str]) -> (Exit, Value) {
         let args = [args, &["--json"]].concat();
         let (result, text) = self.run_command(Lang::En, &args);
@@ -142,7 +142,7 @@ fn governors_sign_in_turn_and_draft_is_unchanged() {
     assert_eq!(object["file"].as_str().unwrap(), office.file("next.note"));
     let again = office.json(&["sign", &draft, "--key", "@governors/1.key"]);
     assert_eq!((again.0, &again.1["error"]["id"]), (Exit::Usage, &"roster-exists".into()));
-    // Over the draft neither by its default name nor by force.
+    // The draft is not overwritten, neither by the default name nor with --force.
     for args in [&["--force"][..], &["--force", "--output", "@next.note"]] {
         let once = read(&office.path("next.note"));
         let args = [&["sign", "@next.note", "--key", "@governors/2.key"], args].concat();
@@ -209,7 +209,7 @@ fn roster_is_verified_against_trusted_roster() {
     assert_eq!(result(&["@second.toml"]), expect(Exit::Invalid, "invalid"));
     assert_eq!(result(&["@governors/1.key"]), expect(Exit::Invalid, "invalid"));
 
-    // Another exchange of the same name: everything in it is signed, by others.
+    // Another exchange with the same name: all its signatures are valid, but by other keys.
     let other = Secretariat::new();
     let theirs = other.file("roster.note");
     assert_eq!(result(&[&theirs]), expect(Exit::Invalid, "invalid"));
@@ -267,7 +267,7 @@ fn roster_sign_rejects_unfit_authorities_and_lists_members() {
     }
     assert!(!office.path("next.note").exists());
 
-    // Signed all the same, by a tool that does not look.
+    // Signed with a tool that does not check the authorities.
     let (_, note) = Roster::read(&read(&office.path("roster.note"))).unwrap();
     let key = |n: u8| {
         let text = fs::read_to_string(office.path(&format!("governors/{n}.key"))).unwrap();

@@ -1,4 +1,5 @@
-//! `barid roster verify`: whether a roster follows from the one that is trusted, and who signed it.
+//! `barid roster verify`: checks whether a roster follows from the trusted one, and shows its
+//! signers.
 
 use std::path::PathBuf;
 
@@ -10,10 +11,11 @@ use serde_json::{Value, json};
 use super::{of_profile, read_file, signer_json, signer_lines};
 use crate::cli::{Context, Exit, Failure, localize};
 
-/// Which roster, and what is believed.
+/// The rosters to verify, and the trusted one.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// Roster in question; where versions lie between it and the trusted one, these first, in their order.
+    /// Roster to verify; if there are versions between it and the trusted one, these first, in
+    /// order.
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// Roster that you trust [default: the profile's].
@@ -21,20 +23,20 @@ pub(super) struct VerifyArgs {
     trust: Option<PathBuf>,
 }
 
-/// What it comes to.
+/// Result of the verification.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
-    /// It is the trusted one.
+    /// It is the trusted roster.
     Same,
-    /// It follows from the trusted one.
+    /// It follows from the trusted roster.
     Follows,
-    /// The trusted one names it as the version before.
+    /// The trusted roster names it as the previous version.
     Before,
-    /// Its own governors signed it; nothing ties it to a trusted one.
+    /// Its own governors signed it, but nothing links it to a trusted roster.
     Untied(String),
-    /// Another roster of a version that is held, signed by those who decide.
+    /// A second roster of a known version, with enough signatures.
     Fork(String),
-    /// Not signed as it must be, not a roster, or not allowed after the trusted one.
+    /// Signatures missing or invalid, not a roster, or no valid successor of the trusted one.
     Invalid(String),
 }
 
@@ -69,11 +71,11 @@ impl Outcome {
     }
 }
 
-/// What was found about the last file that was looked at.
+/// Result for the last file that was checked.
 struct Finding {
     outcome: Outcome,
     draft: Option<Draft>,
-    /// The version before, where it is held.
+    /// The previous version, if it is known.
     before: Option<Roster>,
     trusted: Option<u64>,
 }
@@ -123,7 +125,7 @@ fn judge(trusted: Option<RosterChain>, files: &[Vec<u8>]) -> Finding {
             return finding;
         }
     }
-    // Without a trusted one the first file was taken as it stands, and the others are worth no more than it.
+    // Without a trusted roster nothing links the first file, so the others are not linked either.
     if version.is_none() {
         finding.outcome = Outcome::Untied(String::new());
     }
@@ -131,7 +133,8 @@ fn judge(trusted: Option<RosterChain>, files: &[Vec<u8>]) -> Finding {
 }
 
 impl Finding {
-    /// A roster that adds authorities that were not fit when it was issued: whoever signed it was misled, or misleads.
+    /// Rejects a roster that adds authorities that were not fit when it was issued: its signers
+    /// made an error, or are dishonest.
     fn check_authorities(&mut self) {
         let adds = matches!(self.outcome, Outcome::Follows | Outcome::Untied(_));
         let Some(draft) = self.draft.as_ref().filter(|_| adds) else { return };

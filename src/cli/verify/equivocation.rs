@@ -1,4 +1,4 @@
-//! The file that proves two histories of one feed.
+//! Verifies files that prove an equivocation.
 
 use barid_core::follow::{EntryEquivocation, Equivocation, EquivocationError};
 use barid_core::roster::Roster;
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::cli::{Context, Exit, Failure, localize};
 
-/// Judges it by the roster that is trusted.
+/// Verifies two checkpoints of one feed with the trusted roster.
 pub(super) fn verify_checkpoints(context: &Context, file: &[u8], trusted: &Roster) -> Result<Exit, Failure> {
     let (messages, output) = (&context.messages, &context.output);
     let found = match Equivocation::verify(file, trusted) {
@@ -32,7 +32,7 @@ pub(super) fn verify_checkpoints(context: &Context, file: &[u8], trusted: &Roste
     Ok(Exit::Equivocation)
 }
 
-/// The same of two entries at one place.
+/// Verifies two entries at the same index of one feed with the trusted roster.
 pub(super) fn verify_entries(context: &Context, file: &[u8], trusted: &Roster) -> Result<Exit, Failure> {
     let (messages, output) = (&context.messages, &context.output);
     let found = match EntryEquivocation::verify(file, trusted) {

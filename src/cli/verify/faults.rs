@@ -1,11 +1,12 @@
-//! Why a file is no evidence, in the reader's language and, for those who look into it, in the words of the check that failed.
+//! Why an evidence file is invalid: in the reader's language, and with the error text of the failed
+//! check for experts.
 
 use barid_core::evidence::EvidenceError;
 
 use crate::cli::localize;
 use crate::cli::messages::{Messages, clean};
 
-/// One sentence in the reader's language.
+/// Returns the reason as one sentence in the reader's language.
 pub(super) fn sentence(messages: &Messages, error: &EvidenceError) -> String {
     use EvidenceError as E;
     match error {
@@ -44,7 +45,7 @@ pub(super) fn sentence(messages: &Messages, error: &EvidenceError) -> String {
     }
 }
 
-/// What to do about it.
+/// Returns what to do about it.
 pub(super) fn next(messages: &Messages, error: &EvidenceError) -> String {
     use EvidenceError as E;
     messages.text(match error {
@@ -55,7 +56,7 @@ pub(super) fn next(messages: &Messages, error: &EvidenceError) -> String {
     })
 }
 
-/// The failed check and its sources, in English.
+/// Returns the failed check and its sources, in English.
 pub(super) fn detail(error: &EvidenceError) -> String {
     clean(&crate::error_chain::one_line(error))
 }

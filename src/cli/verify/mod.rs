@@ -1,7 +1,7 @@
-//! `barid verify`: what an evidence file proves, without a node, a network or a clock.
+//! `barid verify`: verifies an evidence file without a node, a network or a clock.
 //!
-//! In scope: reading the file and the roster that is trusted, the verdict as an exit code, as text for a court and as JSON. Out of
-//! scope: the judgement itself (`core::evidence`).
+//! In scope: reading the file and the trusted roster; the verdict as an exit code, as text for a
+//! court and as JSON. Out of scope: the verification itself (`core::evidence`).
 
 mod equivocation;
 mod faults;
@@ -30,28 +30,28 @@ use super::profile::Directory;
 use super::render::{Reading, Render};
 use super::{Context, Exit, Failure};
 
-/// Which file, and whom to trust.
+/// The file, and the trusted roster.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     /// Evidence file; `-` reads standard input.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Roster note that you trust: nothing else is believed [default: the profile's].
+    /// Roster note that you trust; nothing else is trusted [default: the profile's].
     #[arg(long, value_name = "ROSTER")]
     roster: Option<PathBuf>,
 }
 
-/// A file, judged.
+/// A verified file.
 struct Judged {
-    /// The roster that was trusted, as it was named.
+    /// Path of the trusted roster, as given.
     path: String,
     trusted: Roster,
     verdict: Verdict,
-    /// The bulletin as a node would deliver it; empty where nothing may be believed.
+    /// The bulletin as a node would deliver it; empty if the file is not valid evidence.
     delivery: proto::Delivery,
 }
 
-/// Judges it.
+/// Verifies the file and shows the verdict.
 pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure> {
     let path = match &args.roster {
         Some(path) => path.clone(),
@@ -87,7 +87,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure>
     })
 }
 
-/// The roster that is trusted. Its governors' signatures are checked too: a copy that was damaged on its way is noticed here.
+/// Reads the trusted roster. Its governors' signatures are verified too, to detect a damaged copy.
 fn trusted(path: &Path) -> Result<Roster, Failure> {
     let note = read(path, ROSTER_BYTES_MAX)?;
     let chain = RosterChain::start(&note);
@@ -95,7 +95,7 @@ fn trusted(path: &Path) -> Result<Roster, Failure> {
     Ok(chain.newest().clone())
 }
 
-/// Reads no more than one byte beyond what is allowed; whoever judges the bytes refuses that one.
+/// Reads at most one byte more than the limit, so that the verifier rejects a larger file.
 fn read(path: &Path, bytes_max: usize) -> Result<Vec<u8>, Failure> {
     let unreadable = |error: std::io::Error| Failure::usage("file-unreadable").path(path).because(&error);
     let reader: Box<dyn Read> = if path.as_os_str() == "-" {
@@ -108,7 +108,7 @@ fn read(path: &Path, bytes_max: usize) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// The bulletin of a file that holds.
+/// Returns the bulletin of a file with a report.
 fn delivery(file: &[u8], report: &Report) -> proto::Delivery {
     let envelope = EvidenceParts::read(file).map(|parts| parts.envelope).unwrap_or_default();
     proto::Delivery {
@@ -120,13 +120,13 @@ fn delivery(file: &[u8], report: &Report) -> proto::Delivery {
     }
 }
 
-/// Stands where no member is known.
+/// Placeholder if no member is known.
 fn unknown_member() -> Member {
     Member::from_str("x-unknown").expect("a member code")
 }
 
 impl Judged {
-    /// One object: the words of the vocabulary and the reasons in English, which do not change with the language.
+    /// Returns one object. Its terms and reasons are in English in every language.
     fn json(&self) -> Value {
         let outcome = &self.verdict.outcome;
         let mut object = json!({
@@ -143,7 +143,8 @@ impl Judged {
             fields.insert("disputes".to_owned(), reasons.into());
         }
         let Some(report) = &self.verdict.report else { return object };
-        // A key can sign any number of seconds: what is no time of the years 1 to 9999 is left out, and named.
+        // A key can sign any number of seconds. A time outside the years 1 to 9999 is left out and
+        // named in `notes`.
         let mut notes = Vec::new();
         let mut at = |time: u64, field: String| {
             let at = report::timestamp(time);

@@ -1,4 +1,5 @@
-//! The verdict for people who were not there: who said what and when, who vouches for it, and what is not proven.
+//! The verdict as text for readers who were not involved: publisher, content and time, the members
+//! that attest it, and what is not proven.
 
 use barid_core::evidence::{Cosigner, CustodyHolder, Dispute, Outcome, Report, Uncounted};
 use owo_colors::Style;
@@ -9,12 +10,12 @@ use crate::cli::messages::Messages;
 use crate::cli::render::{Reading, Render};
 use crate::cli::{Context, localize, times};
 
-/// Unix seconds as a timestamp.
+/// Converts Unix seconds to a timestamp.
 pub(super) fn timestamp(time: u64) -> Timestamp {
     Timestamp { seconds: i64::try_from(time).unwrap_or(i64::MAX), nanos: 0 }
 }
 
-/// The whole text.
+/// Returns the whole text.
 pub(super) fn lines(context: &Context, render: &Render<'_>, judged: &Judged) -> Vec<String> {
     let (messages, output) = (&context.messages, &context.output);
     let outcome = &judged.verdict.outcome;
@@ -69,7 +70,7 @@ impl ReportText<'_> {
         self.context.output.paint(&text, style)
     }
 
-    /// A title and its lines.
+    /// Returns a section: a title and its lines.
     fn section(&self, id: &str, lines: impl IntoIterator<Item = String>) -> Vec<String> {
         let title = self.context.output.paint(&self.messages.text(id), Style::new().bold());
         let indented = |line: String| if line.is_empty() { line } else { format!("  {line}") };

@@ -34,7 +34,7 @@ fn report_text(lang: Lang, judged: &Judged) -> String {
     let render = Render::new(&context, Directory::with_roster(nobody(), judged.trusted.clone()));
     let text = report::lines(&context, &render, judged).join("\n");
     assert_eq!(text.matches(FSI).count(), text.matches(PDI).count(), "{text:?}");
-    // What has no words would stand there as its id, and a value out of its place as U+FFFD.
+    // A missing message would be shown as its id, and a value in a wrong place as U+FFFD.
     for id in ["verify-", "unproven-", "uncounted-", "dispute-", "invalid-", "standing-", "part-", "\u{FFFD}"] {
         assert!(!text.contains(id), "{lang:?}: {text}");
     }

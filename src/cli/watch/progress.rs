@@ -1,8 +1,10 @@
-//! How far a reader has come, in memory and in a file.
+//! The progress of a reader, in memory and in a file.
 //!
-//! In scope: the newest cursor and what was shown, across cut lines, resets and runs. Out of scope: what the node records under a name.
+//! In scope: the newest cursor and the bulletins shown, across lost connections, resets and runs.
+//! Out of scope: the named subscription at the node.
 //!
-//! The file is replaced whole, after what it covers was written out: a reader that is killed shows some bulletins again, and skips none.
+//! The file is replaced atomically, after the bulletins that it covers were written to the output.
+//! A reader that is killed shows some bulletins again, and skips none.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -19,26 +21,26 @@ use serde::{Deserialize, Serialize};
 use super::seen::Seen;
 use crate::cli::Failure;
 
-/// Largest file that is read: all ranges that are remembered.
+/// Largest file that is read: enough for all ranges.
 const FILE_BYTES_MAX: u64 = 8 << 20;
-/// Damaged entries that are not named again; older ones may be.
+/// Number of damaged entries that are remembered; older ones may be reported again.
 const DAMAGED_MAX: usize = 1_024;
 const FORMAT: u32 = 1;
 
-/// How far a reader has come.
+/// The progress of a reader.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Behind the last event.
+    /// Cursor after the last event.
     pub(super) cursor: Option<Bytes>,
     seen: Seen,
-    /// Offsets that were named as damaged, in this history.
+    /// Offsets that were reported as damaged since the last reset.
     damaged: BTreeSet<u64>,
     /// Bulletins shown in this run.
     pub(super) printed: u64,
-    /// Bulletins shown since it was last kept.
+    /// Bulletins shown since the progress was last saved.
     pub(super) uncommitted: u32,
     file: Option<ProgressFile>,
-    /// The cursor that was kept last.
+    /// The cursor that was saved last.
     saved: Option<Bytes>,
 }
 
@@ -48,22 +50,23 @@ struct ProgressFile {
     filter: proto::Filter,
 }
 
-/// What stands in the file.
+/// Contents of the file.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SavedProgress {
     format: u32,
     cursor: String,
-    /// Encoded.
+    /// The encoded filter.
     filter: String,
     seen: Seen,
 }
 
 impl Progress {
-    /// Goes on from a file, or begins one.
+    /// Resumes from a file, or starts a new one.
     ///
     /// # Errors
-    /// If it cannot be read, is none, or is of another filter: what that one did not ask for would be left out.
+    /// Returns an error if the file cannot be read, is not a cursor file, or has another filter:
+    /// bulletins outside of that filter would be skipped.
     pub(super) fn open(path: &Path, filter: &proto::Filter) -> Result<Self, Failure> {
         let unusable = |cause: &str| Failure::usage("cursor-file").path(path).cause(cause);
         let file = Some(ProgressFile { path: path.to_owned(), filter: filter.clone() });
@@ -88,7 +91,7 @@ impl Progress {
         Ok(Self { saved: Some(cursor.clone()), cursor: Some(cursor), seen: read.seen, file, ..Self::default() })
     }
 
-    /// Whether a bulletin is to be shown: it was not before.
+    /// Returns whether a bulletin is new, and counts it if so.
     pub(super) fn is_new(&mut self, delivery: &proto::Delivery) -> bool {
         let new = self.seen.insert(&delivery.feed, delivery.index, &delivery.digest);
         self.printed += u64::from(new);
@@ -96,7 +99,7 @@ impl Progress {
         new
     }
 
-    /// Whether a damaged entry is to be named.
+    /// Returns whether a damaged entry was not reported yet.
     pub(super) fn is_new_damage(&mut self, damaged: &proto::DamagedEntry) -> bool {
         while self.damaged.len() >= DAMAGED_MAX {
             self.damaged.pop_first();
@@ -104,12 +107,12 @@ impl Progress {
         self.damaged.insert(damaged.offset)
     }
 
-    /// The history is another one: offsets mean nothing any more, feeds and indexes do.
+    /// Handles a reset of the node's store: offsets become invalid, feeds and indexes remain valid.
     pub(super) fn reset(&mut self) {
         self.damaged.clear();
     }
 
-    /// Whether nothing has come since it was kept.
+    /// Returns whether the cursor has not moved since it was saved.
     pub(super) fn is_saved(&self) -> bool {
         self.cursor == self.saved
     }
@@ -117,7 +120,7 @@ impl Progress {
     /// Replaces the file, if there is one.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// Returns an error if the file cannot be written.
     pub(super) fn save(&mut self) -> Result<(), Failure> {
         self.saved.clone_from(&self.cursor);
         let (Some(ProgressFile { path, filter }), Some(cursor)) = (&self.file, &self.cursor) else { return Ok(()) };
@@ -132,12 +135,12 @@ impl Progress {
     }
 }
 
-/// Bytes as they stand in JSON and on the command line.
+/// Encodes a cursor as in JSON and on the command line.
 pub(super) fn cursor_text(cursor: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(cursor)
 }
 
-/// Reads [`cursor_text`]. What the bytes say is the node's.
+/// Parses [`cursor_text`]. The bytes are opaque; only the node interprets them.
 pub(super) fn parse_cursor(text: &str) -> Option<Bytes> {
     let bytes = (text.len() <= 2 * CURSOR_BYTES_MAX).then(|| URL_SAFE_NO_PAD.decode(text).ok())??;
     (!bytes.is_empty() && bytes.len() <= CURSOR_BYTES_MAX).then(|| bytes.into())

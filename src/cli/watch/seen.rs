@@ -1,19 +1,22 @@
-//! What a reader has been shown, so that nothing is shown twice after a reset.
+//! The set of bulletins already shown, so that none is shown twice after a reset.
 //!
-//! In scope: entries by feed and index, compactly and in bounded memory. Out of scope: where it is kept (`progress`).
+//! In scope: entries by feed and index, compactly and in bounded memory. Out of scope: saving it
+//! (`progress`).
 
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-/// Ranges that are remembered: some megabytes at most. A reader of one working group among many has a range for each gap. Where there are more,
-/// those with the lowest indexes are forgotten: they would be shown again after a reset, never left out.
+/// Largest number of ranges: some megabytes at most. A reader of one working group among many has a
+/// range for each gap. If there are more, those with the lowest indexes are forgotten: these
+/// bulletins would be shown again after a reset, but none is left out.
 const RANGES_MAX: usize = 65_536;
-/// Newest entries whose digests are remembered. Within them another entry at a place that was seen is another bulletin: of a member that
-/// signed two, or that an operator gave the place of one that came ahead.
+/// Number of newest entries whose digests are stored. For these, another digest at a known index is
+/// a different bulletin: the member signed two, or an operator accepted another entry at the index
+/// of a priority entry that was shown first.
 const DIGESTS_MAX: usize = 16_384;
 
-/// Entries that were shown.
+/// The set of entries that were shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Seen {
@@ -30,7 +33,7 @@ struct Digests {
 }
 
 impl Seen {
-    /// Adds an entry; false if it was there.
+    /// Adds an entry; returns false if it was known.
     pub(super) fn insert(&mut self, feed: &str, index: u64, digest: &[u8]) -> bool {
         let known = self.contains(feed, index);
         let key = (feed.to_owned(), index);
@@ -81,7 +84,7 @@ impl Seen {
         }
     }
 
-    /// Whether ranges that were read are as they are written.
+    /// Returns whether parsed ranges have the form in which they are written.
     pub(super) fn is_well_formed(&self) -> bool {
         let fits = |ranges: &BTreeMap<u64, u64>| {
             let mut last = None;

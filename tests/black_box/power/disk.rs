@@ -1,9 +1,11 @@
-//! What the disk of a node may hold when the power goes: all that was synced, and of everything later any part.
+//! Possible contents of a node's disk after a power failure: everything that was synced, and any
+//! part of later changes.
 //!
-//! In scope: files and folders under one folder, from the calls of the processes that had it, one after the other. By the letter of POSIX
-//! and not by the habits of one file system: a sync of a file does not make its name durable, only a sync of its folder does; a sector of
-//! 512 bytes is written as a whole, each for itself; a new length, a name, a rename or a removal may be lost or kept whatever else is;
-//! `sync_file_range` and the end of a process make nothing durable.
+//! In scope: files and folders under one folder, from the system calls of its consecutive
+//! processes. The model follows POSIX and not the behaviour of one file system. A sync of a file
+//! does not make its name durable; only a sync of its folder does. A sector of 512 bytes is written
+//! as a whole, each independently. A new length, name, rename or removal may be lost or preserved
+//! independently of all else. `sync_file_range` and the end of a process make nothing durable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,25 +15,25 @@ use std::sync::Arc;
 use super::trace::{Arg, Call, Moment, Trace};
 use crate::kill::Random;
 
-/// What a disk writes as a whole.
+/// Size of a disk's atomic write.
 const SECTOR: usize = 512;
 
-/// A file or folder, by its place in the list of all that ever were.
+/// A file or folder, by its place in the list of all that ever existed.
 type Inode = usize;
 
-/// Something that a call did to the disk's content.
+/// The effect of a call on the disk's content.
 enum Effect {
     Write {
         file: Inode,
         byte_offset: usize,
         bytes: Arc<[u8]>,
     },
-    /// The file's length became this.
+    /// The file's length was set to `len`.
     Length {
         file: Inode,
         len: usize,
     },
-    /// The file became at least so long.
+    /// The file's length became at least `len`.
     Reserve {
         file: Inode,
         len: usize,
@@ -54,7 +56,7 @@ enum Effect {
 }
 
 impl Effect {
-    /// What has to be synced for this to be durable.
+    /// Returns the file or folder whose sync makes this effect durable.
     fn of(&self) -> Inode {
         match self {
             Self::Write { file: inode, .. } | Self::Length { file: inode, .. } | Self::Reserve { file: inode, .. } => {
@@ -68,12 +70,12 @@ impl Effect {
 /// An effect with its times, in ns since 1970.
 struct Logged {
     begun_ns: u64,
-    /// When the caller was told; never, if the process ended before.
+    /// When the call returned; `u64::MAX` if the process ended before.
     done_ns: u64,
     effect: Effect,
 }
 
-/// A file or folder was made durable as it was when the call began.
+/// A sync: the file or folder became durable as it was when the call began.
 struct Sync {
     inode: Inode,
     begun_ns: u64,
@@ -81,28 +83,28 @@ struct Sync {
     call: &'static str,
 }
 
-/// All that happened to one folder.
+/// All effects on one folder.
 pub(crate) struct Recording {
     base: PathBuf,
-    /// What was there before, which counts as durable. `None`: a folder.
+    /// Initial contents, which count as durable. `None`: a folder.
     inodes: Vec<Option<Vec<u8>>>,
-    /// Names at the beginning, by folder.
+    /// Initial names, by folder.
     names: BTreeMap<(Inode, String), Inode>,
     effects: Vec<Logged>,
     syncs: Vec<Sync>,
 }
 
-/// Which syncs of a recording are believed.
+/// Selects the syncs of a recording that count.
 pub(crate) type Believed<'a> = &'a dyn Fn(&Synced<'_>) -> bool;
 
-/// A sync as a test may tell it from others.
+/// A sync, for a test to select.
 pub(crate) struct Synced<'a> {
     pub(crate) call: &'static str,
-    /// Path under the recorded folder that the file or folder has in the end.
+    /// Last path of the file or folder, relative to the recorded folder.
     pub(crate) path: &'a str,
 }
 
-/// A process that is being followed: its descriptors, and names as it sees them.
+/// A process during replay: its descriptors, and names as it sees them.
 struct Live<'a> {
     recording: &'a mut Recording,
     names: BTreeMap<(Inode, String), Inode>,
@@ -111,7 +113,7 @@ struct Live<'a> {
 }
 
 impl Recording {
-    /// Begins with what lies in `base` now.
+    /// Starts with the current contents of `base`.
     pub(crate) fn of(base: &Path) -> Self {
         let mut recording = Self {
             base: base.to_owned(),
@@ -136,7 +138,7 @@ impl Recording {
         }
     }
 
-    /// Takes in what the node's processes did, one after the other.
+    /// Adds the calls of the node's consecutive processes.
     pub(crate) fn follow(&mut self, traces: &[PathBuf]) {
         let mut names = self.names.clone();
         for path in traces {
@@ -160,7 +162,8 @@ impl Recording {
         }
     }
 
-    /// Moments at which something began or ended, ascending, in ns since 1970; with what: whether it was a sync.
+    /// Returns the times at which an effect or sync began or ended, ascending, in ns since 1970,
+    /// and whether it was a sync.
     pub(crate) fn moments(&self) -> Vec<(u64, bool)> {
         let effects = self.effects.iter().flat_map(|logged| [(logged.begun_ns, false), (logged.done_ns, false)]);
         let syncs = self.syncs.iter().flat_map(|sync| [(sync.begun_ns, true), (sync.done_ns, true)]);
@@ -169,7 +172,7 @@ impl Recording {
         moments
     }
 
-    /// How many syncs of each sort were recorded, by call.
+    /// Returns the number of recorded syncs, by call.
     pub(crate) fn syncs(&self) -> BTreeMap<&'static str, usize> {
         let mut counts = BTreeMap::new();
         for sync in &self.syncs {
@@ -178,8 +181,8 @@ impl Recording {
         counts
     }
 
-    /// Builds in `target` what the disk may hold after the power went just before `cut_ns`. `random` decides what of that which was not
-    /// synced is there.
+    /// Builds in `target` a possible content of the disk after a power failure just before
+    /// `cut_ns`. `random` decides which effects without a sync are included.
     pub(crate) fn build(&self, target: &Path, cut_ns: u64, believed: Believed<'_>, random: &mut Random) {
         let paths = self.paths();
         let mut synced_to: BTreeMap<Inode, u64> = BTreeMap::new();
@@ -268,7 +271,7 @@ impl Recording {
         }
     }
 
-    /// Makes the folders, and tells where each file belongs.
+    /// Creates the folders, and collects the path of each file.
     fn lay_out(
         &self,
         names: &BTreeMap<(Inode, String), Inode>,
@@ -277,7 +280,7 @@ impl Recording {
         files: &mut BTreeMap<Inode, PathBuf>,
     ) {
         fs::create_dir_all(at).unwrap();
-        // What a folder's mode was stands in no record: those of a node are its own.
+        // Folder permissions are not recorded; a node's folders are readable only by their owner.
         fs::set_permissions(at, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         for ((_, name), inode) in names.range((folder, String::new())..(folder + 1, String::new())) {
             let path = at.join(name);
@@ -289,7 +292,7 @@ impl Recording {
         }
     }
 
-    /// Every file and folder by the last name that it had.
+    /// Returns the last path of every file and folder.
     fn paths(&self) -> BTreeMap<Inode, String> {
         let mut parents: BTreeMap<Inode, (Inode, &str)> =
             self.names.iter().map(|((folder, name), inode)| (*inode, (*folder, name.as_str()))).collect();
@@ -313,7 +316,7 @@ impl Recording {
     }
 }
 
-/// How a disk treats what was not synced, this time.
+/// How often effects without a sync survive in one image, in percent.
 struct Habits {
     names_percent: u64,
     writes_percent: u64,
@@ -323,7 +326,7 @@ struct Habits {
 
 impl Habits {
     fn draw(random: &mut Random) -> Self {
-        // Nothing, all, or a part that differs.
+        // None, all, or a random part.
         let mut percent = || match random.below(6) {
             0 | 1 => 0,
             2 => 100,
@@ -367,7 +370,7 @@ fn write_sparse(path: &Path, content: &[u8]) {
     const BLOCK: usize = 64 << 10;
     static ZEROS: [u8; BLOCK] = [0; BLOCK];
     let file = fs::File::create(path).unwrap();
-    // As of folders.
+    // As for folders.
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     file.set_len(content.len() as u64).unwrap();
     for (block, bytes) in content.chunks(BLOCK).enumerate() {
@@ -378,11 +381,12 @@ fn write_sparse(path: &Path, content: &[u8]) {
 }
 
 impl Live<'_> {
-    /// A call begins: what it will do if it succeeds, as far as that is known by now.
+    /// Handles the start of a call. Returns the effects that it will have if it succeeds, as far as
+    /// they are known already.
     fn begin(&mut self, call: &Call, at_ns: u64) -> Vec<usize> {
         let effect = match call.name.as_str() {
             "close" => {
-                // The number may be another thread's before this call has ended.
+                // Another thread may get the descriptor's number before this call has ended.
                 self.descriptors.remove(&call.number(0));
                 None
             }
@@ -406,7 +410,7 @@ impl Live<'_> {
         Some(Effect::Write { file, byte_offset, bytes: call.bytes(1).into() })
     }
 
-    /// A call has ended.
+    /// Handles the end of a call.
     fn end(&mut self, call: &Call, begun_ns: u64, done_ns: u64, logged: Vec<usize>) {
         for at in logged {
             self.recording.effects[at].done_ns = done_ns;
@@ -473,7 +477,7 @@ impl Live<'_> {
                 !call.symbol(1).starts_with("F_DUPFD") || !self.descriptors.contains_key(&call.number(0)),
                 "a second descriptor of a file is not understood"
             ),
-            // These change nothing, and make nothing durable.
+            // These calls have no further effect, and make nothing durable.
             "close" | "write" | "writev" | "pwrite64" | "pwritev" | "pwritev2" | "sync_file_range" => {}
             "dup" | "dup2" | "dup3" => {
                 assert!(!self.descriptors.contains_key(&call.number(0)), "a second descriptor is not understood");
@@ -517,7 +521,8 @@ impl Live<'_> {
         self.positions.insert(descriptor, 0);
     }
 
-    /// The folder and the name in it that a path means, if that is in the recorded folder. `at`: the folder that it is relative to.
+    /// Returns the folder and name that a path refers to, if it is in the recorded folder. `at` is
+    /// the folder that the path is relative to.
     fn place(&self, at: Option<&Arg>, path: &[u8]) -> Option<(Inode, String)> {
         let path = Path::new(std::str::from_utf8(path).unwrap());
         let (mut folder, relative) = match at {

@@ -1,8 +1,9 @@
-//! The power fails at any instant. Five real nodes under load are recorded, every write and every sync; then, for many instants, each node's
-//! folder is built as its disk may hold it, opened by the program, and compared with what had been said to people and to peers by then.
+//! Power failures at any instant. Five real nodes under load are recorded with every write and
+//! every sync. Then, for many instants, each node's folder is built as its disk may contain it,
+//! opened by the program, and compared with what clients and peers had received by then.
 //!
-//! When a receipt was released is not taken from the nodes: it came to the publisher before what the recording shows later. What was
-//! recorded after a publisher had its receipt cannot be why it was true.
+//! The time of a receipt is not taken from the nodes, but from the publisher that received it.
+//! Syncs recorded after that time cannot be the reason why the receipt is valid.
 
 mod disk;
 mod node_state;
@@ -25,22 +26,23 @@ use crate::kill::{Random, random_seed};
 use crate::publishers::{DeliveryLog, Publisher, draft, history, tree_of};
 use crate::world::{DEADLINE, World, text, until};
 
-/// Cuts of one test run; `BARID_POWER_CUTS` asks for more.
+/// Power cuts of one test run; `BARID_POWER_CUTS` sets another number.
 const CUTS: u64 = 80;
-/// Cuts of one recording: then the nodes run anew.
+/// Power cuts of one recording; after that the nodes run again.
 const CUTS_A_RECORDING: u64 = 500;
-/// Of so many cuts one is of all nodes at one instant; the others are of one node.
+/// One cut in this many is of all nodes at one instant; the others are of one node.
 const ONE_OF_ALL: u64 = 5;
-/// Cuts in which a sync that is left out must have been noticed.
+/// Number of cuts in which a missing sync must be detected.
 const NOTICED_WITHIN: u64 = 40;
-/// Bulletins of each member, and bytes that make each of them longer: together more than the first segment of the log holds.
+/// Bulletins of each member, and bytes of padding in each: together more than the first segment of
+/// the log holds.
 const PUBLISHED: usize = 200;
 const PADDING: usize = 3_500;
-/// Bulletins of one publisher without an answer.
+/// Unanswered bulletins of one publisher.
 const WINDOW: usize = 12;
 const FIVE: [&str; 5] = ["ma", "ly", "tn", "ne", "mr"];
 
-/// Nodes that ran under load, what they did to their disks, and what people were told meanwhile.
+/// Nodes that ran under load, their disks, and what clients received meanwhile.
 struct Recorded {
     world: World,
     disks: BTreeMap<&'static str, Recording>,
@@ -48,7 +50,7 @@ struct Recorded {
     delivery_logs: BTreeMap<&'static str, Arc<DeliveryLog>>,
 }
 
-/// Tells the syncs that are left out.
+/// Selects the syncs that are left out.
 type IsLeftOut = fn(&Synced<'_>) -> bool;
 
 #[test]
@@ -164,7 +166,8 @@ impl Recorded {
         Self { world, disks, publishers, delivery_logs }
     }
 
-    /// An instant at which one of these nodes did something to its disk; as likely as not a sync began or ended then.
+    /// Returns a random instant of disk activity of one of these nodes; in half of the cases, of a
+    /// sync.
     fn instant(&self, members: &[&str], random: &mut Random) -> u64 {
         let moments = self.disks[members[pick(random, members.len())]].moments();
         let syncs: Vec<_> = moments.iter().filter(|(_, sync)| *sync).collect();
@@ -175,7 +178,8 @@ impl Recorded {
         format!("{member}.{}/feed/1", self.publishers[member].roster.exchange()).parse().unwrap()
     }
 
-    /// These nodes lose power just before `cut_ns`. The text says what of that which they had said is not true any more.
+    /// Cuts the power of these nodes just before `cut_ns`. The error names a receipt, offset or
+    /// attestation that is no longer valid.
     fn cut(&self, members: &[&str], cut_ns: u64, believed: Believed<'_>, random: &mut Random) -> Result<(), String> {
         let place = tempfile::tempdir_in(fast_folder()).unwrap();
         let mut node_states = Vec::new();
@@ -201,7 +205,8 @@ impl Recorded {
         Ok(())
     }
 
-    /// A check that never fires proves nothing: with one sort of sync left out of the recording, something must be found to be lost.
+    /// Tests the check itself: with one kind of sync left out of the recording, a loss must be
+    /// detected.
     fn notices_what_is_not_synced(&self, random: &mut Random) {
         let sorts: [(&str, IsLeftOut); 4] = [
             ("the commit log's fdatasync", |sync| sync.call == "fdatasync" && sync.path.starts_with("data/log/")),
@@ -221,7 +226,8 @@ impl Recorded {
         }
     }
 
-    /// All nodes lose power at one instant, and the real program starts on what is left: all receipts are true, and they go on together.
+    /// Cuts the power of all nodes at one instant and starts the real program on the result. All
+    /// receipts are valid, and the nodes continue together.
     fn comes_back(&mut self, runtime: &tokio::runtime::Runtime, random: &mut Random) {
         let cut_ns = self.instant(&FIVE, random);
         for member in FIVE {
@@ -249,7 +255,7 @@ impl Recorded {
     }
 }
 
-/// Whether the process that a trace is of has ended: its first thread is the last to go.
+/// Returns whether the traced process has ended: its first thread ends last.
 fn is_complete(trace: &Path) -> bool {
     let mut file = fs::File::open(trace).unwrap();
     let mut first = [0; 8];
@@ -263,7 +269,7 @@ fn is_complete(trace: &Path) -> bool {
     end.ends_with("+++\n") && last.split(' ').next() == first.split(' ').next()
 }
 
-/// Where images are built: in memory, where that is possible.
+/// Returns the folder for the images: in memory, if possible.
 fn fast_folder() -> std::path::PathBuf {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }

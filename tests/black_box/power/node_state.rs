@@ -1,4 +1,4 @@
-//! What a node's folder holds, by the program that would run there, and what must be true of it.
+//! The contents of a node's folder, as the program reads them, and the properties that must hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +14,7 @@ use barid_core::roster::Roster;
 
 use crate::publishers::SavedReceipt;
 
-/// Entries and bytes read at once.
+/// Entries and bytes per read.
 const READ_MAX: (usize, usize) = (1_024, 4 << 20);
 
 /// Entries of one feed.
@@ -30,7 +30,7 @@ impl Held {
         self.tree.size()
     }
 
-    /// What `size` and `root` say of a feed is true of these entries.
+    /// Returns whether these entries have `root` at `size`.
     fn agrees(&self, size: u64, root: &Hash) -> bool {
         size <= self.size() && root_at(&self.tree, size).is_ok_and(|held| held == *root)
     }
@@ -40,16 +40,16 @@ impl Held {
 pub(crate) struct NodeState {
     own: FeedId,
     feeds: BTreeMap<FeedId, Held>,
-    /// Held in full, ahead of their feeds' order.
+    /// Entries held in full, ahead of their feeds' order.
     ahead: BTreeMap<FeedId, BTreeSet<u64>>,
     by_offset: BTreeMap<u64, (String, u64)>,
-    /// With the root that each speaks of.
+    /// Cosignatures, each with its root.
     cosigned: Vec<(Cosigned, Hash)>,
     custody: Vec<CustodyRecord>,
     high_water_mark: Option<(u64, Hash)>,
 }
 
-/// The machine was started again since: the kernel has another name for this run of it.
+/// Simulates a reboot: replaces the boot id that the store has recorded.
 pub(crate) fn rebooted(folder: &Path) {
     let path = folder.join("data/db.open");
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
@@ -59,13 +59,14 @@ pub(crate) fn rebooted(folder: &Path) {
 }
 
 impl NodeState {
-    /// Opens the folder of `own`'s node and reads all of it. The text says what is not as it must be after a loss of power.
+    /// Reads the folder of `own`'s node after a power failure. The error names a property that does
+    /// not hold.
     pub(crate) fn read(folder: &Path, own: &FeedId, roster: &Roster) -> Result<Self, String> {
         rebooted(folder);
         Self::of(folder, own, roster)
     }
 
-    /// As [`Self::read`], where the machine went on.
+    /// As [`Self::read`], without a reboot.
     pub(crate) fn of(folder: &Path, own: &FeedId, roster: &Roster) -> Result<Self, String> {
         let options = DiskOptions { reserve_bytes: 0, ..DiskOptions::new(own.member.clone(), own.exchange.clone()) };
         let data = folder.join("data");
@@ -87,7 +88,7 @@ impl NodeState {
     }
 
     fn load(&mut self, store: &DiskStore, roster: &Roster) -> Result<(), String> {
-        // Also of feeds of which nothing has come in order yet.
+        // This includes feeds without any entry in order.
         for member in roster.entries() {
             let feed = FeedId::new(member.code.clone(), roster.exchange().clone(), self.own.epoch);
             let ahead = store.out_of_order(&feed, 0..u64::MAX).into_iter().map(|(index, _)| index);
@@ -140,7 +141,8 @@ impl NodeState {
         Ok(())
     }
 
-    /// It agrees with itself: what the mark promised is there, what it has cosigned or taken into custody it holds.
+    /// Checks that the node is consistent with itself: it holds what its high-water mark covers,
+    /// and what it has cosigned or attested.
     fn is_one(&self) -> Result<(), String> {
         let own = self.feeds.get(&self.own);
         match (&self.high_water_mark, own) {
@@ -155,7 +157,7 @@ impl NodeState {
         self.honors_attestations(self)
     }
 
-    /// What `self` said to others, as far as `other` kept it, is true of `self`.
+    /// Checks that `self` holds what its attestations claim, as far as `other` has persisted them.
     pub(crate) fn honors_attestations(&self, other: &Self) -> Result<(), String> {
         let me = &self.own.member;
         for (attestation, root) in other.cosigned.iter().filter(|(note, _)| note.cosigner == *me) {
@@ -178,7 +180,8 @@ impl NodeState {
                 return Err(format!("{note} and does not hold it; it holds {size}, and {ahead:?} ahead"));
             }
         }
-        // Nobody holds more of a feed, or another one, than its owner had made durable when it sent it.
+        // No other node holds more of a feed, or different entries, than its owner had made durable
+        // when it sent them.
         let own = self.feeds.get(&self.own);
         match (other.feeds.get(&self.own), own) {
             (Some(theirs), own) if theirs.size() > 0 => {
@@ -192,14 +195,14 @@ impl NodeState {
         }
     }
 
-    /// Digests of a feed's entries up to the first one that is not held in full.
+    /// Returns the digests of a feed's entries up to the first one that is not held in full.
     pub(crate) fn in_full(&self, feed: &FeedId) -> impl Iterator<Item = Digest> {
         let held = self.feeds.get(feed).into_iter();
         let entries = held.flat_map(|held| held.digests.iter().copied().zip(held.in_full.iter().copied()));
         entries.take_while(|(_, in_full)| *in_full).map(|(digest, _)| digest)
     }
 
-    /// A receipt that was released is still true.
+    /// Checks that a receipt is still valid.
     pub(crate) fn honors_receipt(&self, saved: &SavedReceipt) -> Result<(), String> {
         let head = &saved.checkpoint.checkpoint;
         let held = self.feeds.get(&saved.feed);
@@ -213,7 +216,7 @@ impl NodeState {
         })
     }
 
-    /// An arrival that a subscriber was given is what it was.
+    /// Checks that an offset delivered to a subscriber still has the same entry.
     pub(crate) fn check_offset(&self, offset: u64, feed: &str, index: u64) -> Result<(), String> {
         match self.by_offset.get(&offset) {
             Some((held, at)) if held == feed && *at == index => Ok(()),
@@ -222,7 +225,7 @@ impl NodeState {
     }
 }
 
-/// Size and root by the mark beside the keys.
+/// Reads size and root from the high-water mark beside the keys.
 fn high_water_mark(path: &Path) -> Result<Option<(u64, Hash)>, String> {
     let Ok(text) = fs::read_to_string(path) else { return Ok(None) };
     let mut lines = text.lines().skip(2);

@@ -1,7 +1,7 @@
-//! What `strace` wrote down, as calls.
+//! Parser of `strace` output.
 //!
-//! In scope: its text. Out of scope: what the calls mean (`disk`). A line that is not understood fails the test: what is passed over could be a
-//! write.
+//! In scope: the text. Out of scope: the meaning of the calls (`disk`). A line that cannot be
+//! parsed fails the test, because it could be a write.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,15 +11,15 @@ use std::path::Path;
 pub(crate) struct Call {
     pub(crate) name: String,
     pub(crate) args: Vec<Arg>,
-    /// What it returned; `None`: it failed, or never returned.
+    /// Return value; `None` if the call failed or never returned.
     pub(crate) returned: Option<i64>,
 }
 
-/// One argument, as far as anybody asks for it.
+/// One argument, as far as it is needed.
 pub(crate) enum Arg {
     Number(i64),
     Bytes(Vec<u8>),
-    /// An array of buffers, as one.
+    /// An array of buffers, concatenated.
     Buffers(Vec<u8>),
     Symbol(String),
 }
@@ -45,15 +45,15 @@ impl Call {
     }
 }
 
-/// Where in its life a call is seen.
+/// Start or end of a call.
 pub(crate) enum Moment {
-    /// The kernel was asked: from now on it may have happened.
+    /// The call started: from here on it may have had its effect.
     Begun,
-    /// The caller was told.
+    /// The call returned.
     Done,
 }
 
-/// A call at a moment, in ns since 1970. Moments are in the order in which they were seen.
+/// A call at a moment, in ns since 1970. Moments are in the order of the trace.
 pub(crate) struct Seen {
     pub(crate) at_ns: u64,
     pub(crate) call: usize,
@@ -68,7 +68,7 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// Reads a trace that is complete.
+    /// Reads a complete trace.
     pub(crate) fn read(path: &Path) -> Self {
         let bytes = fs::read(path).unwrap();
         let text = std::str::from_utf8(&bytes).unwrap();
@@ -82,7 +82,8 @@ impl Trace {
             if line.starts_with("+++") || line.starts_with("---") {
                 continue;
             }
-            // Durations are measured by another clock than moments; what was seen later was later.
+            // Durations and times come from different clocks, so a later moment must not get an
+            // earlier time.
             let mut see = |call, moment, at_ns: u64| {
                 latest = at_ns.max(latest);
                 trace.seen.push(Seen { at_ns: latest, call, moment });
@@ -107,7 +108,7 @@ impl Trace {
             }
             let (args, returned, duration_ns) = ending(rest);
             trace.calls.push(Call { name: name.to_owned(), args: arguments(args), returned });
-            // One that the end of the process cut off never returned.
+            // A call that the end of the process interrupted never returned.
             if let Some(duration_ns) = duration_ns {
                 see(call, Moment::Done, at + duration_ns);
             }
@@ -116,13 +117,13 @@ impl Trace {
     }
 }
 
-/// `1795756829.952960730`, in ns.
+/// Parses `1795756829.952960730` to ns.
 fn stamp(text: &str) -> u64 {
     let (seconds, fraction) = text.split_once('.').unwrap();
     seconds.parse::<u64>().unwrap() * 1_000_000_000 + fraction.parse::<u64>().unwrap()
 }
 
-/// Arguments, what was returned, and how long it took.
+/// Splits the end of a line: arguments, return value, duration.
 fn ending(rest: &str) -> (&str, Option<i64>, Option<u64>) {
     let (args, ending) = rest.rsplit_once(" = ").unwrap_or_else(|| panic!("not understood: {rest:.200}"));
     let args = args.trim_end().strip_suffix(')').unwrap_or_else(|| panic!("not understood: {rest:.200}"));
@@ -152,7 +153,7 @@ fn arguments(text: &str) -> Vec<Arg> {
     }
 }
 
-/// `[{iov_base="…", iov_len=4}, …]`.
+/// Parses `[{iov_base="…", iov_len=4}, …]`.
 fn buffers(rest: &mut &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     while let Some(next) = rest.trim_start_matches(['[', ',', ' ']).strip_prefix("{iov_base=") {
@@ -167,7 +168,7 @@ fn buffers(rest: &mut &str) -> Vec<u8> {
     bytes
 }
 
-/// New segments are written with zeros; these are most of a trace.
+/// New segments are written with zeros, which are most of a trace.
 const MANY_ZEROS: &[u8] = &{
     let mut zeros = [b'0'; 128];
     let mut at = 0;
@@ -178,12 +179,12 @@ const MANY_ZEROS: &[u8] = &{
     zeros
 };
 
-/// A string in double quotes, with C's escapes.
+/// Parses a string in double quotes, with C escapes.
 fn string(rest: &mut &str) -> Vec<u8> {
     let source = rest.as_bytes();
     let (mut bytes, mut at) = (Vec::new(), 1);
     loop {
-        // The last one could be the beginning of `\000`.
+        // The last zero could be the beginning of `\000`.
         while source[at..].starts_with(MANY_ZEROS) {
             let len = MANY_ZEROS.len() / 2 - 1;
             bytes.resize(bytes.len() + len, 0);

@@ -1,7 +1,8 @@
-//! The kinds of bulletin: one folder each, listed in [`REGISTRY`].
+//! The kinds of bulletin, one folder each, listed in [`REGISTRY`].
 //!
-//! In scope: what a kind has to bring. Out of scope: what all bodies share (`body`). To add a kind: its folder here, and the lines that
-//! name it, as CONTRIBUTING.md tells; a test names what is missing.
+//! In scope: what each kind provides. Out of scope: what all bodies share (`body`). To add a kind,
+//! create its folder here and add the lines that name it, as CONTRIBUTING.md describes; a test
+//! reports what is missing.
 
 pub mod acknowledgement;
 pub mod cancellation;
@@ -32,32 +33,33 @@ pub const REGISTRY: &[KindInfo] = &[
     feed_forked::KIND,
 ];
 
-/// What a kind brings.
+/// Definition of a kind.
 #[derive(Clone, Copy, Debug)]
 pub struct KindInfo {
     /// Its name in `header.kind`: `seizure-report`.
     pub name: &'static str,
-    /// The working group that its topics stand under; `None`: any.
+    /// The working group of its topics; `None` allows any.
     pub working_group: Option<&'static str>,
-    /// The message types it can be.
+    /// The message types it allows.
     pub msg_types: &'static [MsgType],
-    /// Whether it says something of its own, and so needs a text and a certainty. Answers do not.
+    /// Whether it carries information of its own and so requires a text and a certainty.
+    /// Acknowledgements and cancellations do not.
     pub informs: bool,
-    /// Whether nodes alone make it, about the network itself: people publish none.
+    /// Whether only nodes create it, about the network itself; people cannot publish it.
     pub node_only: bool,
-    /// Its name for people.
+    /// Its display name.
     pub labels: Labels,
-    /// Whether a body's content is of this kind.
+    /// Returns whether a body's content is of this kind.
     pub holds: fn(&Content) -> bool,
-    /// Notes every field of the content that breaks a rule.
+    /// Reports every field of the content that breaks a rule.
     pub validate: fn(&proto::Body, &Context<'_>, &mut Report),
-    /// What it can be found by.
+    /// Returns the keys under which a body can be found.
     pub search_keys: fn(&proto::Body) -> Vec<SearchKey>,
-    /// A draft that validates, in the JSON mapping of `Draft`.
+    /// A valid draft, in the JSON mapping of `Draft`.
     pub sample_json: &'static str,
 }
 
-/// A kind's name in the languages of the conference.
+/// Display name of a kind in the languages of the conference.
 #[derive(Clone, Copy, Debug)]
 pub struct Labels {
     /// Arabic.
@@ -68,32 +70,34 @@ pub struct Labels {
     pub en: &'static str,
 }
 
-/// Something a bulletin can be found by. May be personal data: an index keeps a keyed hash of it.
+/// A key under which a bulletin can be found. It may be personal data, so an index stores a keyed
+/// hash of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchKey {
-    /// What it is: `document`, `locode`, `hs`.
+    /// Type of the key: `document`, `locode`, `hs`.
     pub name: &'static str,
-    /// Its value in one normal form.
+    /// Its value in normal form.
     pub value: String,
 }
 
-/// What a kind's validation may know beside the body.
+/// What a kind's validation may use besides the body.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// The header, filled; not necessarily valid.
+    /// The header with the node's defaults filled in; not necessarily valid.
     pub header: &'a proto::Header,
     /// The node's time.
     pub now: Time,
 }
 
 impl Context<'_> {
-    /// The latest instant that can have passed, as clocks differ.
+    /// Returns the latest instant that may already have passed, given that clocks differ.
     #[must_use]
     pub fn latest(&self) -> Time {
         self.now.plus_seconds(CLOCK_AHEAD_SECONDS_MAX)
     }
 
-    /// The latest day that can have come anywhere on earth: a date has no time zone.
+    /// Returns the latest day that may already have begun anywhere on earth, because a date has no
+    /// time zone.
     #[must_use]
     pub fn latest_day(&self) -> Date {
         self.latest().latest_date()
@@ -101,49 +105,50 @@ impl Context<'_> {
 }
 
 impl KindInfo {
-    /// Path of its content: `body.seizure_report`.
+    /// Returns the path of its content: `body.seizure_report`.
     #[must_use]
     pub fn arm(&self) -> String {
         format!("body.{}", self.name.replace('-', "_"))
     }
 
-    /// A draft that validates: fictional, status Exercise.
+    /// Returns a valid fictional draft with status Exercise.
     ///
     /// # Errors
-    /// If the sample is not the JSON mapping of a draft; a test parses each.
+    /// If the sample is not the JSON mapping of a draft; a test parses each sample.
     pub fn sample(&self) -> Result<proto::Draft, serde_json::Error> {
         serde_json::from_str(self.sample_json)
     }
 }
 
 impl SearchKey {
-    /// A key.
+    /// Creates a key.
     #[must_use]
     pub fn new(name: &'static str, value: impl Into<String>) -> Self {
         Self { name, value: value.into() }
     }
 }
 
-/// The kind called `name`.
+/// Returns the kind called `name`.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static KindInfo> {
     REGISTRY.iter().find(|kind| kind.name == name)
 }
 
-/// Whether `text` can be the name of a kind, of this version or a newer one: a label such as `seizure-report`.
+/// Returns whether `text` can be the name of a kind, of this version or a newer one: a label such
+/// as `seizure-report`.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     text.len() <= NAME_BYTES_MAX && is_label(text)
 }
 
-/// What a body can be found by, whatever its kind.
+/// Returns the search keys of a body of any kind.
 #[must_use]
 pub fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
     let kind = body.content.as_ref().and_then(|content| REGISTRY.iter().find(|kind| (kind.holds)(content)));
     kind.map_or_else(Vec::new, |kind| (kind.search_keys)(body))
 }
 
-/// The names of all kinds, for refusals.
+/// Returns the names of all kinds, for error messages.
 pub(super) fn names() -> String {
     REGISTRY.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ")
 }
@@ -185,7 +190,8 @@ mod tests {
             assert!(kind.working_group.is_none_or(|expected| expected == group));
             assert!(!search_keys(&body).is_empty(), "{} has no search keys", kind.name);
 
-            // A validation that notices nothing is no validation: emptied content must be refused under its own path.
+            // Empty content must be rejected under the kind's own path; otherwise its validation
+            // checks nothing.
             let mut emptied = draft;
             emptied.body = envelope::body_of(&valid.envelope).ok();
             let body = emptied.body.as_mut().unwrap();
@@ -200,7 +206,7 @@ mod tests {
         }
     }
 
-    /// Content of the same kind that says nothing: the arm's number, and no bytes.
+    /// Returns empty content of the same kind: the arm's field number with length 0.
     fn emptied_content(content: &Content) -> Option<Content> {
         let mut encoded = proto::Body { content: Some(content.clone()), ..Default::default() }.encode_to_vec();
         encoded.truncate(2);
@@ -209,7 +215,7 @@ mod tests {
         proto::Body::decode(encoded.as_slice()).unwrap().content
     }
 
-    /// Folder, registration, schema and example: a kind that has one of them has all.
+    /// Each kind has its folder, registration, schema and example.
     #[test]
     fn every_kind_has_folder_registration_schema_and_example() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));

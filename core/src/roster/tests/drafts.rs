@@ -24,7 +24,7 @@ fn new_member_whose_code_iso_does_not_assign_is_not_signed_for() {
         text.members[1] = member_text(code, AUTHORITY_OTHER);
         let mut draft = Draft::read(written(&text).as_bytes()).unwrap();
         assert_eq!(draft.sign(&governor(1), None, NOW), Err(SignError::Unassigned(member(code))));
-        // What is signed already stays readable, and its members may stay.
+        // A roster that is already signed stays readable, and its members may stay.
         let before = Roster::from_text(&written(&text)).unwrap();
         (text.version, text.previous) = (2, Some(before.text_hash().to_string()));
         let mut next = Draft::read(written(&text).as_bytes()).unwrap();

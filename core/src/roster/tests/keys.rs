@@ -46,7 +46,7 @@ fn cosignature_before_key_expiry_stays_verifiable() {
         assert_eq!(cosigned(&roster, &[(&mirror(), END + 1)]), Err(CosignatureError::Unsigned));
         assert_eq!(cosigned(&roster, &[(&mirror(), u64::MAX >> 1)]), Err(CosignatureError::Unsigned));
         assert_eq!(cosigned(&roster, &[(&new_mirror(), END + 1)]), Ok(END + 1));
-        // A thief's line beside the right one takes nothing from it.
+        // A thief's line beside the valid one does not invalidate it.
         assert_eq!(cosigned(&roster, &[(&mirror(), END + 5), (&new_mirror(), END + 9)]), Ok(END + 9));
     }
 }

@@ -1,4 +1,4 @@
-//! A small fictional roster, changed in one place at a time.
+//! A small fictional roster, with one change at a time.
 #![allow(clippy::unwrap_used)]
 
 mod drafts;
@@ -14,14 +14,14 @@ use crate::certificate::Unfit;
 use crate::feed::note::{Algorithm, Note, SigningKey};
 use crate::ids::Member;
 
-/// Some day in the validity of all these authorities: 2027-01-15.
+/// A day on which all these authorities are valid: 2027-01-15.
 const NOW: i64 = 1_800_000_000;
 const EXCHANGE: &str = "rabat.example";
 const AUTHORITY: &str = include_str!("../vectors/authority.pem");
-/// Another certificate of the key of [`AUTHORITY`].
+/// Another certificate for the key of [`AUTHORITY`].
 const AUTHORITY_RENEWED: &str = include_str!("../vectors/authority-renewed.pem");
 const AUTHORITY_OTHER: &str = include_str!("../vectors/authority-other.pem");
-/// Without the extension key usage.
+/// An authority without the extension key usage.
 const AUTHORITY_WITHOUT_USAGE: &str = include_str!("../vectors/authority-without-usage.pem");
 const AUTHORITY_OBSERVER: &str = include_str!("../vectors/authority-observer.pem");
 
@@ -29,12 +29,12 @@ fn member(code: &str) -> Member {
     code.parse().unwrap()
 }
 
-/// A key under a name, of a seed that `of` gives.
+/// Returns a key with this name; its seed is derived from `of`.
 fn key_of(name: &str, algorithm: Algorithm, of: &str) -> SigningKey {
     SigningKey::from_seed(name, algorithm, Sha256::digest(of).into()).unwrap()
 }
 
-/// The key of `code` for what `part` says: `mirror`, `feed/1`.
+/// Returns the key of `code` for a role: `mirror`, `feed/1`.
 fn key(code: &str, part: &str, algorithm: Algorithm) -> SigningKey {
     let name = format!("{code}.{EXCHANGE}/{part}");
     key_of(&name, algorithm, &name)
@@ -74,7 +74,7 @@ fn member_text(code: &str, authority: &str) -> MemberText {
     }
 }
 
-/// Version 1: two full members and an observer; two of three governors sign.
+/// Version 1: two full members and an observer; two of three governors must sign.
 fn sample() -> RosterText {
     RosterText {
         format: 1,
@@ -98,14 +98,14 @@ fn written(text: &RosterText) -> String {
     toml::to_string(text).unwrap()
 }
 
-/// The sample, changed, as it is read.
+/// Parses the sample with a change.
 fn changed(change: impl FnOnce(&mut RosterText)) -> Result<Roster, RosterError> {
     let mut text = sample();
     change(&mut text);
     Roster::from_text(&written(&text))
 }
 
-/// The field that a refusal of the changed sample names.
+/// Returns the field named in the error for the sample with a change.
 #[track_caller]
 fn rejected(change: impl FnOnce(&mut RosterText)) -> String {
     match changed(change).unwrap_err() {

@@ -235,7 +235,7 @@ fn an_endpoint_is_a_host_and_a_port() {
     }
 }
 
-/// Changes of which each alone makes the sample senseless, whatever the others do.
+/// Changes each of which alone makes the sample invalid, whatever the others do.
 const FAULTS: [fn(&mut RosterText); 8] = [
     |text| text.governors.threshold = 99,
     |text| text.quorum = 0,
@@ -254,7 +254,7 @@ proptest! {
     fn any_field_error_is_rejected_in_any_order(faults in prop::collection::btree_set(0..FAULTS.len(), 0..4), order in any::<[u8; 3]>()) {
         let mut text = sample();
         faults.iter().for_each(|fault| FAULTS[*fault](&mut text));
-        // Members may stand in any order.
+        // Members may be in any order.
         let mut members: Vec<_> = order.into_iter().zip(text.members).collect();
         members.sort_by_key(|(place, _)| *place);
         text.members = members.into_iter().map(|(_, member)| member).collect();

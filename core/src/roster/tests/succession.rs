@@ -12,7 +12,7 @@ fn chain_of(text: &RosterText) -> RosterChain {
     RosterChain::start(&signed(text, &[governor(1), governor(2)])).unwrap()
 }
 
-/// The text after the newest of `chain`, changed.
+/// Returns the text that follows the newest of `chain`, with a change.
 fn next_text(chain: &RosterChain, change: impl FnOnce(&mut RosterText)) -> RosterText {
     let (_, note) = chain.notes().last().unwrap();
     let mut text: RosterText = toml::from_str(&Roster::read(note).unwrap().1.text).unwrap();
@@ -50,7 +50,7 @@ fn version_needs_both_governor_thresholds() {
     assert_eq!(chain.extend(&both), Ok(false));
     assert_eq!((chain.newest().version(), chain.notes().count()), (2, 2));
     assert_eq!(RosterChain::start(&signed(&sample(), &by(&[1]))).unwrap_err(), threshold(1, "its own", 1));
-    // One governor's signature counts once, however often it stands there.
+    // The signature of a governor counts once; when duplicated it does not count at all.
     let twice = RosterChain::start(&signed(&sample(), &by(&[1, 1])));
     assert_eq!(twice.unwrap_err(), threshold(1, "its own", 0));
 }
@@ -81,7 +81,7 @@ fn only_those_who_decide_about_a_version_can_raise_a_fork() {
         text.members[0].names.en = "Another".into();
     });
     chain.extend(&held).unwrap();
-    // Anybody can write a second version 2 with governors of his own.
+    // Anybody can write a second version 2 with governors of their own.
     let made_up = signed(&other_text, &[governor(4), governor(5)]);
     assert_eq!(chain.extend(&made_up), Err(threshold(2, "the version before's", 0)));
     let half = signed(&other_text, &[governor(1), governor(4), governor(5)]);
@@ -115,7 +115,7 @@ const END: &str = "2026-06-01T00:00:00Z";
 const EARLIER: &str = "2026-05-01T00:00:00Z";
 const LATER: &str = "2026-07-01T00:00:00Z";
 
-/// A chain whose first version has settled much.
+/// A chain whose first version has many invariants.
 fn settled() -> RosterChain {
     let mut text = sample();
     text.members[0].closed_feeds = vec![ClosedFeedText { epoch: 1, size: 9, root: "11".repeat(32) }];
@@ -126,7 +126,7 @@ fn settled() -> RosterChain {
     chain_of(&text)
 }
 
-/// The field that the refusal of the next version names; `None` if it is accepted.
+/// Returns the field named in the error for the next version; `None` if it is accepted.
 fn violation(change: impl FnOnce(&mut RosterText)) -> Option<String> {
     let mut chain = settled();
     let note = next(&chain, &[governor(1), governor(2)], change);
@@ -227,7 +227,7 @@ proptest! {
             text.governors.threshold = u32::try_from(threshold).unwrap();
         });
         let mut by: Vec<SigningKey> = signers.iter().map(|n| governor(*n)).collect();
-        // A note has at least one line; this one is a stranger's.
+        // A note needs at least one line; this one is by an unknown key.
         by.push(governor(99));
         let enough = signers.intersection(&[1, 2, 3].into()).count() >= 2
             && signers.intersection(&later).count() >= threshold;

@@ -1,4 +1,5 @@
-//! Kind `acknowledgement`: a person's answer to a bulletin, in any working group. Its header is an Ack and refers to the exact content.
+//! Kind `acknowledgement`: a person's acknowledgement of a bulletin, in any working group. Its
+//! header is an Ack that refers to the exact content.
 
 use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::line;
@@ -8,7 +9,7 @@ use crate::limits::LINE_CHARS_MAX;
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "acknowledgement",
     working_group: None,

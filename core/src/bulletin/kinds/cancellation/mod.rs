@@ -1,4 +1,5 @@
-//! Kind `cancellation`: why a bulletin no longer holds, in any working group. Its header is a Cancel by the same publisher.
+//! Kind `cancellation`: why a bulletin is no longer valid, in any working group. Its header is a
+//! Cancel by the publisher of that bulletin.
 
 use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::line;
@@ -8,7 +9,7 @@ use crate::limits::LINE_CHARS_MAX;
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "cancellation",
     working_group: None,

@@ -1,4 +1,5 @@
-//! Kind `feed-closed`: an epoch of the publisher's feed has ended. Made by its node, in any working group; people publish none.
+//! Kind `feed-closed`: an epoch of the publisher's feed is closed. Only nodes create it, in any
+//! working group.
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -12,7 +13,7 @@ use crate::ids::{FeedId, Hash};
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "feed-closed",
     working_group: None,
@@ -45,8 +46,8 @@ fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
     vec![SearchKey::new("feed", &closed.feed)]
 }
 
-/// The draft by which a node says that `tree`, of an epoch that has ended, is the longest known. It goes to every member of
-/// `working_group`.
+/// Returns the draft with which a node announces `tree` as the longest known tree of a closed
+/// epoch. Its audience is every member of `working_group`.
 #[must_use]
 pub fn draft(tree: &Checkpoint, working_group: &str) -> proto::Draft {
     let Checkpoint { feed, size, root } = tree;
@@ -96,7 +97,8 @@ pub fn draft(tree: &Checkpoint, working_group: &str) -> proto::Draft {
     }
 }
 
-/// The id of the bulletin that names `tree`: the same every time, so that a tree is named once.
+/// Returns the id of the bulletin that announces `tree`. The id depends only on the tree, so that
+/// each tree is announced once.
 #[must_use]
 pub fn id(tree: &Checkpoint) -> BulletinId {
     let Checkpoint { feed, size, root: Hash(root) } = tree;

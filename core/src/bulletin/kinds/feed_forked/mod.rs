@@ -1,7 +1,8 @@
-//! Kind `feed-forked`: the publisher's node has proof that a feed's key signed two histories. Made by nodes, in any working group; people
-//! publish none.
+//! Kind `feed-forked`: the publisher's node holds proof that one feed's key signed two trees. Only
+//! nodes create it, in any working group.
 //!
-//! Whoever reads one believes the evidence that it carries, by the roster, and nothing else in it.
+//! A receiver relies only on the evidence in it, verified against the roster, and on no other
+//! field.
 
 mod texts;
 
@@ -17,7 +18,7 @@ use crate::ids::FeedId;
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "feed-forked",
     working_group: None,
@@ -93,10 +94,11 @@ fn content(claims: &EquivocationClaims, evidence: Bytes) -> proto::FeedForked {
     }
 }
 
-/// The draft by which a node tells every member of `working_group` of two histories, with what proves them.
+/// Returns the draft with which a node announces an equivocation, with its evidence, to every
+/// member of `working_group`.
 ///
-/// Its urgency is Immediate: it takes the express lane (docs/protocol.md §11), so that no member goes on taking what cannot be trusted for
-/// as long as a backlog lasts.
+/// Its urgency is Immediate, so it takes the priority lane (docs/protocol.md §11). Otherwise
+/// members would keep accepting an untrustworthy feed until a backlog has been transferred.
 #[must_use]
 pub fn draft(evidence: &EquivocationEvidence, working_group: &str) -> proto::Draft {
     let (claims, file) = (evidence.claims(), Bytes::from(evidence.format()));
@@ -122,7 +124,8 @@ pub fn draft(evidence: &EquivocationEvidence, working_group: &str) -> proto::Dra
     }
 }
 
-/// The id of the bulletin that carries this evidence: the same every time and at every member, so that each tells of it once at most.
+/// Returns the id of the bulletin that carries this evidence. The id depends only on the evidence,
+/// also across members, so that each member announces it at most once.
 #[must_use]
 pub fn id(evidence: &[u8]) -> BulletinId {
     let mut random = [0; 10];
@@ -136,7 +139,7 @@ mod tests {
     use super::*;
     use crate::bulletin::prepare::tests::{faults, sample};
 
-    /// The sample, with evidence of two entries where `entries` is.
+    /// Returns the sample; with evidence of two entries if `entries` is true.
     fn forked(entries: bool, change: impl Fn(&mut proto::FeedForked)) -> proto::Draft {
         let mut draft = sample("feed-forked");
         if let Some(Content::FeedForked(forked)) = draft.body.as_mut().unwrap().content.as_mut() {
@@ -174,7 +177,7 @@ mod tests {
             actual.header.as_mut().unwrap().status = "Actual".to_owned();
             assert_eq!(faults(&actual), ["header.status"]);
         }
-        // Checkpoints of two feeds are no evidence, whatever stands beside them.
+        // Checkpoints of two different feeds prove nothing, whatever else the evidence holds.
         let two_feeds = forked(true, |forked| {
             let file = String::from_utf8(forked.evidence.to_vec()).unwrap();
             let trees = include_str!("../../../../../tests/golden/equivocation-two-sizes.txt");

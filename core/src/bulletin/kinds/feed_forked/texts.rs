@@ -1,9 +1,9 @@
-//! What a bulletin about two histories says to people, in the conference's languages.
+//! Human-readable texts of a `feed-forked` bulletin, in the conference's languages.
 
 use crate::follow::EquivocationClaims;
 use crate::proto;
 
-/// The texts, by the form of the evidence.
+/// Returns the texts for this form of evidence.
 pub(super) fn of(claims: &EquivocationClaims) -> Vec<proto::Text> {
     let [smaller, _] = claims.checkpoints();
     let feed = &smaller.feed;

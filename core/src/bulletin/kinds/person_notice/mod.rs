@@ -1,4 +1,5 @@
-//! Kind `person-notice`: a person sought, in the manner of INTERPOL's notices. Working group justice. Always personal data.
+//! Kind `person-notice`: a person sought, modelled on INTERPOL's notices. Working group justice.
+//! Always personal data.
 
 use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::{line, paragraph};
@@ -10,7 +11,7 @@ use crate::limits::{LINE_CHARS_MAX, LIST_MAX};
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "person-notice",
     working_group: Some("justice"),
@@ -67,7 +68,7 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     paragraph("body.person_notice.distinguishing_marks", &notice.distinguishing_marks, report);
 }
 
-/// The earliest day that a full or partial date can mean.
+/// Returns the earliest day that a full or partial date can mean.
 fn partial_date(text: &str) -> Option<Date> {
     match text.len() {
         4 => format!("{text}-01-01").parse().ok(),
@@ -128,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_date_of_birth_may_be_partial() {
-        // The node's time is 2025-11-23T19:44Z: in Kiribati it is the 24th.
+        // The node's time is 2025-11-23T19:44Z, which is already the 24th in Kiribati.
         for good in ["", "1979", "1979-08", "1979-08-31", "2025", "2025-11", "2025-11-24"] {
             assert!(with(|n| n.date_of_birth = good.to_owned()).is_empty(), "{good}");
         }

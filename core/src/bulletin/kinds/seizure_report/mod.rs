@@ -1,4 +1,5 @@
-//! Kind `seizure-report`: goods seized by customs. Working group customs. After the practice of WCO CEN it names no person.
+//! Kind `seizure-report`: goods seized by customs. Working group customs. Following the practice of
+//! WCO CEN, it names no person.
 
 use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::{line, paragraph};
@@ -12,7 +13,7 @@ use crate::limits::{LINE_CHARS_MAX, LIST_MAX};
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "seizure-report",
     working_group: Some("customs"),
@@ -81,7 +82,8 @@ fn goods(n: usize, goods: &proto::Goods, report: &mut Report) {
     }
 }
 
-/// WCO Harmonized System: chapter, heading or subheading. Chapter 77 is reserved, 98 and 99 are each country's own.
+/// Returns whether `code` is a WCO Harmonized System chapter, heading or subheading. Chapter 77 is
+/// reserved; 98 and 99 are for national use.
 fn is_hs_code(code: &str) -> bool {
     let chapter = code.get(..2).and_then(|chapter| digits(chapter, 2));
     matches!(code.len(), 2 | 4 | 6)
@@ -89,8 +91,9 @@ fn is_hs_code(code: &str) -> bool {
         && chapter.is_some_and(|chapter| (1..=97).contains(&chapter) && chapter != 77)
 }
 
-/// Form of a UN/CEFACT Recommendation 20 common code: two or three of `A`–`Z` and digits. Its list grows twice a year, so that a node
-/// that knew it by heart would refuse its neighbour's newer codes.
+/// Returns whether `code` has the form of a UN/CEFACT Recommendation 20 common code: two or three
+/// of `A`–`Z` and digits. The list itself is not checked: it grows twice a year, and a node with an
+/// older list would reject newer codes.
 fn is_unit(code: &str) -> bool {
     (2..=3).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
 }

@@ -1,4 +1,5 @@
-//! Kind `situation-report`: what was seen over a period and what may follow. Working group information.
+//! Kind `situation-report`: events observed over a period, and an outlook. Working group
+//! information.
 
 use pbjson_types::Timestamp;
 
@@ -11,7 +12,7 @@ use crate::limits::{HEADLINE_CHARS_MAX, LINE_CHARS_MAX, LIST_MAX};
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "situation-report",
     working_group: Some("information"),

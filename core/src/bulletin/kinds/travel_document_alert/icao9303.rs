@@ -1,7 +1,9 @@
-//! Machine readable zones of ICAO Doc 9303: TD1 (part 5), TD2 (part 6), TD3 (part 4), MRV-A and MRV-B (part 7).
+//! Machine readable zones of ICAO Doc 9303: TD1 (part 5), TD2 (part 6), TD3 (part 4), MRV-A and
+//! MRV-B (part 7).
 //!
-//! In scope: layout, alphabet, document codes, check digits, the long document number, two-digit years. Out of scope: chips, visual zones,
-//! and whether a state exists ([`crate::bulletin::countries`]).
+//! In scope: layout, alphabet, document codes, check digits, the long document number, two-digit
+//! years. Out of scope: chips, visual zones, and whether a state exists
+//! ([`crate::bulletin::countries`]).
 
 use crate::bulletin::times::{Date, month_days};
 
@@ -20,16 +22,16 @@ pub enum Layout {
     MrvB,
 }
 
-/// What a zone says, without fillers.
+/// Content of a zone, without fillers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mrz {
-    /// How it is laid out.
+    /// Its layout.
     pub layout: Layout,
     /// Document code: `P`, `I`, `AC`, `V` …
     pub document_code: String,
     /// Issuing state or organisation: `NER`, `D`, `UTO`.
     pub issuing_state: String,
-    /// Document number, all of it, also where it is longer than its field.
+    /// The whole document number, including the part that does not fit in its field.
     pub document_number: String,
     /// Nationality.
     pub nationality: String,
@@ -37,21 +39,21 @@ pub struct Mrz {
     pub family_name: String,
     /// Secondary identifiers.
     pub given_names: String,
-    /// Date of birth, perhaps in part unknown.
+    /// Date of birth, possibly partly unknown.
     pub date_of_birth: ShortDate,
     /// `M`, `F`, or `<` for unspecified.
     pub sex: char,
-    /// Date of expiry; of a visa: valid until.
+    /// Date of expiry; for a visa, the last day of validity.
     pub date_of_expiry: ShortDate,
-    /// What the issuer put into the optional fields, without the overflow of the number.
+    /// Content of the optional fields, without the overflow of the document number.
     pub optional: String,
 }
 
-/// A date as printed: `YYMMDD`, with `<` where unknown. Its century is not printed.
+/// A date as printed: `YYMMDD`, with `<` where unknown. The century is not printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShortDate(String);
 
-/// One fault of a zone.
+/// One fault in a zone.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: expected {expected}")]
 pub struct Fault {
@@ -61,7 +63,8 @@ pub struct Fault {
     pub expected: String,
 }
 
-/// Doc 9303-3 §4.9: weights 7, 3, 1, letters count from 10, fillers as 0, modulo 10.
+/// Returns the check digit of Doc 9303-3 §4.9: weights 7, 3, 1; letters count from 10, fillers as
+/// 0; modulo 10.
 #[must_use]
 pub fn check_digit(text: &str) -> char {
     check(text.bytes())
@@ -77,10 +80,10 @@ fn check(bytes: impl Iterator<Item = u8>) -> char {
     char::from_digit(sum, 10).unwrap_or('0')
 }
 
-/// Reads a zone.
+/// Parses a zone.
 ///
 /// # Errors
-/// Every fault found; the layout and the alphabet are needed for anything else to be looked at.
+/// Every fault found. If the layout or the alphabet is invalid, nothing else is checked.
 pub fn parse(lines: &[String]) -> Result<Mrz, Vec<Fault>> {
     check_print(lines)?;
     let layout = layout(lines)?;
@@ -93,7 +96,8 @@ pub fn parse(lines: &[String]) -> Result<Mrz, Vec<Fault>> {
     if faults.is_empty() { Ok(mrz) } else { Err(faults) }
 }
 
-/// Whether the lines can be those of a zone, whatever they say: as many and as long as in one of the layouts, of its characters.
+/// Checks that the lines have the form of a zone, whatever their content: the number and length of
+/// lines of one layout, and only its characters.
 ///
 /// # Errors
 /// Every fault found.
@@ -111,8 +115,9 @@ pub fn check_print(lines: &[String]) -> Result<(), Vec<Fault>> {
     if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
 
-/// Whether `code` can be a document code: a first letter that tells the layout, and one at the issuer's discretion. On cards (Doc 9303-5
-/// §4.2.2, 9303-6 §4.2.2) that is not `V`, and `C` after `A` means a crew member certificate.
+/// Returns whether `code` can be a document code: a first letter that selects the layout, and a
+/// second character at the issuer's discretion. On cards (Doc 9303-5 §4.2.2, 9303-6 §4.2.2) the
+/// second character is not `V`, and `C` after `A` means a crew member certificate.
 #[must_use]
 pub fn is_document_code(code: &str) -> bool {
     let mut letters = code.chars();
@@ -145,7 +150,7 @@ fn layout(lines: &[String]) -> Result<Layout, Vec<Fault>> {
     }
 }
 
-/// Lines of known lengths in ASCII: a range outside of them reads as empty and never panics.
+/// ASCII lines of known lengths. A range outside them reads as empty and never panics.
 struct Zone<'a> {
     lines: &'a [String],
 }
@@ -159,7 +164,7 @@ impl<'a> Zone<'a> {
         self.text(line, at, at + 1).chars().next().unwrap_or('<')
     }
 
-    /// Compares the digit at `at` with the check digit of `fields`, all of one line unless told.
+    /// Compares the character at `at` with the check digit of `text`.
     fn checked(&self, line: usize, at: usize, what: &str, text: &str, faults: &mut Vec<Fault>) {
         let (found, expected) = (self.char(line, at), check_digit(text));
         if found != expected {
@@ -188,10 +193,12 @@ impl<'a> Zone<'a> {
     }
 }
 
-/// The document number that begins at `from`, its check digit behind its nine places, and the optional field of the same line.
+/// Returns the document number that begins at `from` and the optional field of the same line. The
+/// check digit follows the number's nine characters.
 ///
-/// A longer number (TD1 and TD2 only) puts `<` in place of its check digit and continues in the optional field, there followed by its
-/// check digit and a filler. The check digit covers the nine places and the rest without that `<` (Doc 9303-5 §4.2.2 note j).
+/// A longer number (TD1 and TD2 only) has `<` in place of its check digit and continues in the
+/// optional field, followed there by its check digit and a filler. The check digit covers the nine
+/// characters and the rest, without that `<` (Doc 9303-5 §4.2.2 note j).
 fn number(
     zone: &Zone<'_>,
     line: usize,
@@ -289,8 +296,9 @@ fn two_lines(layout: Layout, zone: &Zone<'_>, faults: &mut Vec<Fault>) -> Mrz {
     }
 }
 
-/// Primary and secondary identifiers, Doc 9303-3 §4.6: two fillers between them, one filler for a space. A person may have one name only;
-/// some issuers print it as the primary identifier, others behind the two fillers.
+/// Returns primary and secondary identifiers, Doc 9303-3 §4.6: two fillers between them, one filler
+/// for a space. For a person with one name only, some issuers print it as the primary identifier,
+/// others after the two fillers.
 fn names(field: &str, line: usize, faults: &mut Vec<Fault>) -> (String, String) {
     let (family, given) = field.split_once("<<").unwrap_or((field, ""));
     let gap = family.starts_with('<') || family.is_empty() && given.starts_with('<');
@@ -304,19 +312,21 @@ fn trimmed(field: &str) -> String {
     field.trim_end_matches('<').to_owned()
 }
 
-/// A document number as it is compared: what was printed as a space or hyphen is a filler in the zone and nothing elsewhere.
+/// Returns a document number in the form used for comparison. A printed space or hyphen is a filler
+/// in the zone and is omitted elsewhere.
 fn without_fillers(field: &str) -> String {
     field.replace('<', "")
 }
 
 impl ShortDate {
-    /// As printed: `YYMMDD`, `<` where unknown.
+    /// Returns the date as printed: `YYMMDD`, `<` where unknown.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether `date` may be what is printed; the century is not, and unknown places say nothing.
+    /// Returns whether the printed date can mean `date`. The century is not printed, and unknown
+    /// characters match anything.
     #[must_use]
     pub fn may_be(&self, date: Date) -> bool {
         let (year, month, day) = date.parts();
@@ -324,20 +334,22 @@ impl ShortDate {
         self.0.bytes().zip(text.bytes()).all(|(printed, known)| printed == b'<' || printed == known)
     }
 
-    /// The date as one of birth: the latest that is not after `today`. `None` if a part is unknown.
+    /// Returns the date as a date of birth: the latest that is not after `today`. `None` if a part
+    /// is unknown.
     #[must_use]
     pub fn not_after(&self, today: Date) -> Option<Date> {
         self.in_century_of(today.parts().0, |date| date <= today)
     }
 
-    /// The date as one of expiry: within fifty years of `today`. `None` if a part is unknown.
+    /// Returns the date as a date of expiry: within fifty years of `today`. `None` if a part is
+    /// unknown.
     #[must_use]
     pub fn near(&self, today: Date) -> Option<Date> {
         let latest = today.parts().0 + 50;
         self.in_century_of(latest, |date| date.parts().0 < latest)
     }
 
-    /// The latest of the dates that `accept` takes, looking back from the century of `year`.
+    /// Returns the latest date that `accept` accepts, in the century of `year` or the one before.
     fn in_century_of(&self, year: u16, accept: impl Fn(Date) -> bool) -> Option<Date> {
         let part = |from: usize| self.0.get(from..from + 2)?.parse::<u8>().ok();
         let (yy, month, day) = (part(0)?, part(2)?, part(4)?);
@@ -356,7 +368,8 @@ impl ShortDate {
         part(0, 0..=99) && part(2, 1..=12) && part(4, 1..=self.days_max())
     }
 
-    /// Days of the month, as far as month and year are known. The century is not: `00` may be a leap year.
+    /// Returns the number of days of the month, as far as month and year are known. The century is
+    /// not known, so `00` may be a leap year.
     fn days_max(&self) -> u8 {
         let part = |from: usize| self.0.get(from..from + 2).and_then(|text| text.parse::<u8>().ok());
         part(2).map_or(31, |month| month_days(2_000 + u16::from(part(0).unwrap_or(0)), month))
@@ -448,7 +461,8 @@ mod tests {
         let guarded = (0..10).chain(13..20).chain(21..44);
         for at in guarded {
             let mut second = TD3[1].to_owned();
-            // A digit that counts one more: 5 for Z would count the same, modulo 10.
+            // Use a digit whose value is one higher: replacing Z with 5 would give the same check
+            // digit, modulo 10.
             let old: u32 = check_digit(&second[at..=at]).to_digit(10).unwrap() * 3 % 10;
             second.replace_range(at..=at, &((old + 1) % 10).to_string());
             assert!(read(&[TD3[0], &second]).is_err(), "place {}", at + 1);
@@ -476,7 +490,7 @@ mod tests {
         }
     }
 
-    /// A TD3 zone with right digits around these parts.
+    /// Builds a TD3 zone with valid check digits from these parts.
     fn passport(code: &str, name: &str, nationality: &str, birth: &str) -> Result<Mrz, Vec<Fault>> {
         let first = format!("{code:<<2}UTO{name:<<39}");
         let start = format!("L898902C36{nationality}{birth}{}F1204159{:<<14}0", check_digit(birth), "");

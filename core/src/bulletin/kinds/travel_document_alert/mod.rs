@@ -1,5 +1,6 @@
-//! Kind `travel-document-alert`: a travel document not to be accepted. Working group security. Fields as in INTERPOL's Stolen and Lost
-//! Travel Documents, machine readable zone as in ICAO Doc 9303.
+//! Kind `travel-document-alert`: a travel document that must not be accepted. Working group
+//! security. Fields as in INTERPOL's Stolen and Lost Travel Documents, machine readable zone as in
+//! ICAO Doc 9303.
 
 pub mod icao9303;
 
@@ -15,7 +16,7 @@ use crate::limits::LINE_CHARS_MAX;
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "travel-document-alert",
     working_group: Some("security"),
@@ -31,7 +32,8 @@ pub const KIND: KindInfo = KindInfo {
     sample_json: include_str!("../../../../../examples/bulletins/travel-document-alert.json"),
 };
 
-/// Longest document number: nine places and the overflow of a TD1 zone (fifteen, less check digit and filler).
+/// Longest document number: nine characters and the overflow of a TD1 zone (fifteen, less check
+/// digit and filler).
 const NUMBER_CHARS_MAX: usize = 22;
 
 const STATE: &str = "a state or organisation of ICAO Doc 9303-3 such as `NER`, `D` or `XPO`";
@@ -80,7 +82,8 @@ fn dates(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut
     }
 }
 
-/// The zone holds together, agrees with the fields beside it, and is marked as what it is.
+/// Checks that the zone is consistent, agrees with the fields beside it, and is marked as personal
+/// data.
 fn mrz(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut Report) {
     if !context.header.handling.as_ref().is_some_and(|handling| handling.personal_data) {
         let expected = "true: a machine readable zone names a person";
@@ -88,7 +91,8 @@ fn mrz(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut R
     }
     let mrz = match zone(alert) {
         Ok(mrz) => mrz,
-        // Such a zone is evidence: it stays as it was printed, and its misfits are for the reader.
+        // The zone of a falsified document is evidence: it is published as printed, and the faults
+        // are shown to the reader.
         Err(_) if is_falsified(alert) && icao9303::check_print(&alert.mrz).is_ok() => return,
         Err(faults) => {
             return faults.into_iter().for_each(|fault| report.add(fault.field, fault.found, fault.expected));
@@ -115,7 +119,7 @@ fn mrz(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut R
     }
 }
 
-/// The zone, if all of it fits.
+/// Returns the parsed zone if it is fully valid.
 fn zone(alert: &proto::TravelDocumentAlert) -> Result<icao9303::Mrz, Vec<FieldError>> {
     let fault = |line: usize, expected: String| {
         let found = alert.mrz.get(line).map_or("", String::as_str);
@@ -136,7 +140,8 @@ fn is_falsified(alert: &proto::TravelDocumentAlert) -> bool {
     matches!(FraudType::read(&alert.fraud_type), Some(FraudType::Counterfeit | FraudType::Forged))
 }
 
-/// What does not fit in the zone of a counterfeit or forged document, which its publisher gives as it was printed.
+/// Returns the faults in the zone of a counterfeit or forged document, which is published as
+/// printed.
 #[must_use]
 pub fn misfits(alert: &proto::TravelDocumentAlert) -> Vec<FieldError> {
     if alert.mrz.is_empty() || !is_falsified(alert) {
@@ -145,7 +150,8 @@ pub fn misfits(alert: &proto::TravelDocumentAlert) -> Vec<FieldError> {
     zone(alert).err().unwrap_or_default()
 }
 
-/// A border check asks by issuing state and number, or by number alone where the state is in doubt.
+/// Returns the search keys. A border check searches by issuing state and number, or by number alone
+/// if the state is uncertain.
 fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
     let Some(Content::TravelDocumentAlert(alert)) = &body.content else { return Vec::new() };
     vec![
@@ -184,7 +190,8 @@ mod tests {
         assert_eq!(with(|a| a.mrz.truncate(1)), ["mrz[0]"]);
     }
 
-    /// The sample with another nationality in its zone, and the digits that it leads to.
+    /// Returns the faults of the sample with another nationality in its zone and matching check
+    /// digits.
     fn with_nationality(code: &str) -> Vec<String> {
         with(|alert| {
             let line = &mut alert.mrz[1];
@@ -243,7 +250,7 @@ mod tests {
 
     #[test]
     fn date_is_compared_with_the_latest_day_on_earth() {
-        // The node's time is 2025-11-23T19:44Z: in Kiribati it is the 24th.
+        // The node's time is 2025-11-23T19:44Z, which is already the 24th in Kiribati.
         let of = |field: fn(&mut proto::TravelDocumentAlert) -> &mut String, day: &str| {
             with(|alert| {
                 alert.mrz.clear();
