@@ -183,7 +183,7 @@ impl CustodyForwarder {
     /// that a relay forwarded.
     ///
     /// # Errors
-    /// What a well-formed request would have had in place of the malformed part.
+    /// The malformed part.
     pub(crate) fn handle_request(
         &mut self,
         shared: &Arc<ExchangeState>,
