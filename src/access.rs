@@ -105,7 +105,7 @@ impl Limits {
     /// Returns these limits, with those of `text` replaced.
     fn overridden_by(self, text: &LimitsText) -> Result<Self, String> {
         let read = |field: &str, value: Option<u32>, before: u32| match value {
-            Some(0) => Err(format!("limits.{field}: `0` is not 1 or more; to allow nothing, take the grant away")),
+            Some(0) => Err(format!("limits.{field}: `0` is not 1 or more; to deny access, remove the grant")),
             value => Ok(value.unwrap_or(before)),
         };
         Ok(Self {
@@ -291,7 +291,7 @@ mod tests {
             assert!(with(bad).unwrap_err().contains("cannot publish"), "{bad}");
         }
         let reader = TEXT.replace("agency/border-post", &format!("agency/{}", "x".repeat(ISSUER_BYTES_MAX)));
-        assert!(Access::parse(&reader).is_ok(), "who only reads signs nothing");
+        assert!(Access::parse(&reader).is_ok(), "a reading role signs nothing");
     }
 
     #[test]

@@ -192,7 +192,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         && !identity::is_temporary(&rejection)
     {
         let path = config.text.certificate.display();
-        return Err(AppError::Transport(format!("{path} would be refused by every peer: {rejection}")));
+        return Err(AppError::Transport(format!("every peer would reject {path}: {rejection}")));
     }
     let connections = Connections::reporting(audit_refusal("connection-closed", &audit_limiter));
 
@@ -203,7 +203,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     tracing::info!(
         bound_mib = budgets.memory_bytes_max() >> 20,
         memory_mib = config.text.memory_mib,
-        "memory that others can make this node use"
+        "memory bound for work of peers and callers"
     );
     let exchange = Exchange::new(exchange::Options {
         committer: committer.clone(),
@@ -323,7 +323,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     tasks.spawn(Arc::clone(&node).watch_alarms());
     if let Some(wanted) = config.text.metrics.as_ref().filter(|_| purpose != Purpose::Recover) {
         let tcp = metrics::bind(wanted).await?;
-        tracing::info!(address = ?metrics::address(&tcp), "figures at /metrics");
+        tracing::info!(address = ?metrics::address(&tcp), "serving metrics at /metrics");
         tasks.spawn(metrics::serve(
             tcp,
             wanted.clone(),
@@ -353,13 +353,13 @@ async fn serve<T, F: Future<Output = T> + Send>(
         }
     };
     let (streams, waiting, first_seq) = (api.call_limiter.open_streams(), committer.waiting(), store.seq());
-    tracing::info!(streams, waiting, "stopping: what was accepted is committed first");
+    tracing::info!(streams, waiting, "stopping: committing accepted work first");
     shutdown.send_replace(true);
     drop(dialers);
     let drained = tokio::time::timeout(DRAIN_MAX, async { while serving.join_next().await.is_some() {} }).await;
     if drained.is_err() {
         let streams = api.call_limiter.open_streams();
-        tracing::warn!(streams, "some calls did not end in time and were cut");
+        tracing::warn!(streams, "some calls did not end in time and were aborted");
         serving.abort_all();
     }
     drop(tasks);
@@ -436,7 +436,7 @@ fn load_access(path: &std::path::Path) -> Result<Access, AppError> {
     let access = Access::load(path)?;
     if files::is_readable_by_others(path) {
         let path = path.display();
-        tracing::warn!("every user of this machine may read {path}: run `chmod o-r {path}`");
+        tracing::warn!("every user of this machine can read {path}: run `chmod o-r {path}`");
     }
     Ok(access)
 }
@@ -477,7 +477,7 @@ fn keys(config: &NodeConfig, roster: &Roster, purpose: Purpose) -> Result<Keys, 
         match listed.find(|listed| listed.key == *key.verifier()) {
             None => Err(rejection("is not listed")),
             Some(listed) if !listed.counts_at(now) => {
-                Err(rejection("does not count any more by the roster: it was retired or stolen"))
+                Err(rejection("is no longer valid by the roster: it was retired or stolen"))
             }
             Some(_) => Ok(key),
         }
@@ -535,7 +535,7 @@ fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the limit of open files stays as it is");
+        tracing::warn!(%error, "the limit of open files could not be raised");
     }
 }
 

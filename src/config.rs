@@ -215,7 +215,7 @@ impl NodeConfig {
             *path = folder.join(&*path);
         }
         if read.keys.starts_with(&read.data) {
-            return Err("keys: the folder lies inside `data`; a backup of one must not carry the other".into());
+            return Err("keys: the folder is inside `data`; a backup of one must not contain the other".into());
         }
         Ok(Self { feed: FeedId::new(member, exchange, read.epoch), endpoints, topics, text: read })
     }

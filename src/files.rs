@@ -38,11 +38,13 @@ pub enum Guard {
 /// Why a file is not used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 enum Fault {
-    #[error("others may {may} it (mode {mode:04o}): run `chmod {right} {path}`")]
+    #[error("other users may {may} it (mode {mode:04o}): run `chmod {right} {path}`")]
     Mode { path: String, may: &'static str, mode: u32, right: &'static str },
-    #[error("it belongs to user {owner}, and this runs as user {user}: run `chown {user} {path}`")]
+    #[error("it belongs to user {owner}, but this process runs as user {user}: run `chown {user} {path}`")]
     Owner { path: String, owner: u32, user: u32 },
-    #[error("others may change the folder {path} (mode {mode:04o}) and so replace the file: run `chmod o-w {path}`")]
+    #[error(
+        "other users may change the folder {path} (mode {mode:04o}) and so replace the file: run `chmod o-w {path}`"
+    )]
     Folder { path: String, mode: u32 },
     #[error("it is text in UTF-16: save it as UTF-8")]
     Utf16,

@@ -34,12 +34,12 @@ impl Pool {
         let pool = self.0.get_or_init(|| {
             let threads = available_parallelism().map_or(1, NonZero::get);
             Builder::new_current_thread()
-                .thread_name("background")
+                .thread_name("low-priority")
                 .max_blocking_threads(threads)
                 .on_thread_start(lower_priority)
                 .build()
                 .inspect_err(
-                    |error| tracing::warn!(%error, "there are no threads that give way: the runtime's are used"),
+                    |error| tracing::warn!(%error, "low-priority threads cannot be started: the runtime's are used"),
                 )
                 .ok()
         });

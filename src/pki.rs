@@ -53,13 +53,13 @@ pub enum PkiError {
     #[error("`{0}` is not a DNS name or an address")]
     Host(String),
     /// More members than a roster holds.
-    #[error("{0} members are too many: a roster has room for {MEMBERS_MAX}")]
+    #[error("{0} members are too many: a roster may list at most {MEMBERS_MAX}")]
     TooMany(usize),
     /// A code or an endpoint that is used by several members.
     #[error("two members have {0}")]
     Twice(String),
     /// The options do not make a valid roster.
-    #[error("these members make no roster")]
+    #[error("no roster can be built of these members")]
     Roster(#[from] RosterError),
     /// A certificate could not be created.
     #[error("a certificate cannot be made")]

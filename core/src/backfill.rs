@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(case.request(true), [0], "the first round");
         assert!(case.request(true).is_empty());
         case.now_ms = 5_000;
-        assert!(case.request(true).is_empty(), "it did not give it: it is not ours");
+        assert!(case.request(true).is_empty(), "the owner withheld it");
         // The owner is unreachable and a relay withholds entry 1; then the owner itself withholds
         // entry 2.
         case.push(Undisclosed::Withheld);
@@ -330,7 +330,7 @@ mod tests {
         assert!(case.request(false).is_empty());
         case.now_ms = 5_000;
         case.push(Undisclosed::Withheld);
-        let again = "also what is missing for a reason of a later version, or was not wanted when it came";
+        let again = "also entries whose reason is of a later version, and entries not followed on receipt";
         assert_eq!(case.request(false), [1, 2, 4], "{again}");
     }
 
@@ -346,7 +346,7 @@ mod tests {
         assert!(case.request(false).is_empty());
         case.push(Undisclosed::NotHeld);
         case.requested.on_batch(0, 1, 1);
-        assert!(case.request(false).is_empty(), "it has just said that it does not hold it");
+        assert!(case.request(false).is_empty(), "its batch has just marked the entry as not held");
         case.now_ms = 5_000;
         assert_eq!(case.request(false), [0]);
     }
@@ -360,7 +360,7 @@ mod tests {
         // Two batches become durable together; each covers its own entries only.
         case.requested.on_batch(0, 1, 0);
         case.requested.on_batch(1, 2, 1);
-        assert!(case.request(true).is_empty(), "it has just said that it does not hold it");
+        assert!(case.request(true).is_empty(), "its batch has just marked the entry as not held");
         case.now_ms = 5_000;
         assert_eq!(case.request(true), [1]);
     }
@@ -375,12 +375,12 @@ mod tests {
         case.push(Undisclosed::NotHeld);
         case.requested.on_batch(1, 2, 1);
         case.requested.dropped_from(1);
-        assert!(case.request(true).is_empty(), "not at once");
-        assert_eq!(case.requested.settled(2), Some(1), "others may be asked for it while the owner is away");
+        assert!(case.request(true).is_empty(), "not immediately");
+        assert_eq!(case.requested.settled(2), Some(1), "other peers may be asked while the owner is unreachable");
         case.now_ms = 10_000;
         assert_eq!(case.request(true), [1]);
         assert!(case.request(true).is_empty());
-        assert_eq!(case.requested.settled(2), Some(2), "now it has been");
+        assert_eq!(case.requested.settled(2), Some(2), "requested again by now");
     }
 
     #[test]
@@ -401,7 +401,7 @@ mod tests {
         let mut case = Case::new(&[]);
         assert!(case.request(false).is_empty());
         case.push(Undisclosed::NotHeld);
-        assert!(case.request_when(1, false).is_empty(), "it is not ours");
+        assert!(case.request_when(1, false).is_empty(), "not for this member");
         assert!(case.request_when(1, false).is_empty());
         assert_eq!(case.request_when(0, false), [0], "the owner may have lost it");
     }

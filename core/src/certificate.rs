@@ -79,7 +79,7 @@ impl Validity {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// No certificate in the PEM, or invalid DER.
-    #[error("it holds no certificate that can be read")]
+    #[error("it contains no readable certificate")]
     Unreadable,
     /// An extension is malformed or duplicated.
     #[error("its extensions cannot be read: {0}")]
@@ -118,7 +118,7 @@ pub enum Unfit {
     NoExtendedKeyUsage(&'static str),
     /// Name constraints that no certificate of a member can satisfy at our verifier.
     #[error(
-        "its name constraints are on {0}, which are not supported: every certificate that it signs would be refused"
+        "its name constraints are on {0}, which are not supported: every certificate that it signs would be rejected"
     )]
     NameConstraints(&'static str),
     /// The period of validity has ended.

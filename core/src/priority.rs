@@ -330,7 +330,7 @@ mod tests {
         in_flight.sent(&other, 3, Some((Priority::Other, PRIORITY_BYTES_MAX)));
         assert!(!in_flight.has_room(&other, Priority::Other), "nor more bytes of exercises");
         for index in 0..PRIORITY_ENTRIES_MAX as u64 {
-            assert!(in_flight.has_room(&feed, Priority::Actual), "exercises take nothing of this");
+            assert!(in_flight.has_room(&feed, Priority::Actual), "exercises do not use this limit");
             in_flight.sent(&feed, index, Some((Priority::Actual, 10)));
         }
         assert!(!in_flight.has_room(&feed, Priority::Actual) && in_flight.has_room(&other, Priority::Actual));
@@ -338,9 +338,9 @@ mod tests {
         assert!(in_flight.has_room(&feed, Priority::Actual) && !in_flight.has(&feed, 0) && in_flight.has(&feed, 1));
         assert_eq!(in_flight.bytes(Priority::Actual), (PRIORITY_ENTRIES_MAX - 1) * 10);
         in_flight.sent(&feed, 0, None);
-        assert!(in_flight.has_room(&feed, Priority::Actual), "what is not for the peer takes no room");
+        assert!(in_flight.has_room(&feed, Priority::Actual), "entries not for the peer use no room");
         in_flight.sent(&other, 7, Some((Priority::Actual, PRIORITY_BYTES_MAX)));
-        assert!(!in_flight.has_room(&feed, Priority::Actual), "a large one is for all");
+        assert!(!in_flight.has_room(&feed, Priority::Actual), "a large entry uses the limit of all feeds");
         in_flight.reached(&other, 8);
         assert!(in_flight.has_room(&feed, Priority::Actual));
     }
@@ -350,7 +350,7 @@ mod tests {
         let progress = Progress { size: 200, stored: 100, cursor: 110 };
         let all = |range: std::ops::Range<u64>| range.collect::<Vec<u64>>();
         let none = [(Priority::Actual, Vec::new()), (Priority::Other, Vec::new())];
-        assert_eq!(progress.overtaking(&all(100..200), &[]), none, "a feed in which all is urgent comes in order");
+        assert_eq!(progress.overtaking(&all(100..200), &[]), none, "a feed with only urgent entries is sent in order");
         // One in ten is less urgent.
         let nearly: Vec<u64> = (100..200).filter(|index| index % 10 != 0).collect();
         let [(_, actual), _] = progress.overtaking(&nearly, &[]);
@@ -364,9 +364,9 @@ mod tests {
         // A single urgent entry.
         assert_eq!(progress.overtaking(&[], &[110])[1].1, [110]);
         let reached = Progress { stored: 110, ..progress };
-        assert_eq!(reached.overtaking(&[110], &[]), none, "it is the next one");
+        assert_eq!(reached.overtaking(&[110], &[]), none, "it is next in order");
         let behind = Progress { size: 110, ..reached };
-        assert_eq!(behind.overtaking(&[110, 111], &[])[0].1, [110, 111], "it cannot come in order from here");
+        assert_eq!(behind.overtaking(&[110, 111], &[])[0].1, [110, 111], "this peer cannot send it in order");
         assert!(progress.is_dense(&all(100..164)) && !progress.is_dense(&all(110..164)));
         assert!(!progress.is_dense(&even) && !progress.is_dense(&[]));
     }

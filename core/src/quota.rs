@@ -371,10 +371,10 @@ mod tests {
         ] {
             assert_eq!(at(free, Tier::All), tier, "{free} MiB");
         }
-        assert_eq!(at(1_024, Tier::Digests), Tier::Digests, "it does not come and go at the edge");
+        assert_eq!(at(1_024, Tier::Digests), Tier::Digests, "the tier does not flap at its threshold");
         assert_eq!(at(1_088, Tier::Digests), Tier::All);
         assert_eq!(at(1_087, Tier::Notes), Tier::Digests);
-        assert_eq!(Tier::Notes.leaves_free(reserve), 256 * MIB, "notes leave room for what is urgent");
+        assert_eq!(Tier::Notes.leaves_free(reserve), 256 * MIB, "notes leave room for urgent entries");
         assert_eq!(Tier::at(0, 0, Tier::Notes), Tier::All, "without a reserve there are no tiers");
     }
 
@@ -393,8 +393,8 @@ mod tests {
             !disk.shares.may_request(&member("tn"), &member("ly"))
                 && !disk.shares.may_request(&member("ly"), &member("tn"))
         );
-        assert_eq!(disk.flood("ly", "ly"), 250, "as if nobody had been before");
-        assert!(!disk.receive("tn", "dz", MIB), "nor does a relay bring more of it");
+        assert_eq!(disk.flood("ly", "ly"), 250, "unaffected by the other member");
+        assert!(!disk.receive("tn", "dz", MIB), "a relay cannot add more of it either");
         assert!(disk.receive("ma", "dz", MIB));
     }
 
@@ -406,7 +406,7 @@ mod tests {
         assert_eq!(usage, 500);
         let over_quota: Vec<&str> = disk.shares.over_quota().map(|(member, _)| member.as_str()).collect();
         assert!(over_quota.contains(&"tn"), "{over_quota:?}");
-        assert!(disk.receive("mr", "mr", MIB), "the owner itself still may");
+        assert!(disk.receive("mr", "mr", MIB), "the owner itself is still accepted");
     }
 
     #[test]
@@ -467,7 +467,7 @@ mod tests {
         disk.flood("tn", "tn");
         disk.available += 1_000 * MIB;
         disk.advance(1_000);
-        assert!(disk.shares.may_request(&member("tn"), &member("tn")), "somebody has made room");
+        assert!(disk.shares.may_request(&member("tn"), &member("tn")), "space was freed");
     }
 
     #[test]

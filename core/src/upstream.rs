@@ -133,13 +133,13 @@ mod tests {
         let peer_sizes =
             |sizes: [u64; 3]| -> Vec<(Member, u64)> { [&ly, &ne, &tn].into_iter().cloned().zip(sizes).collect() };
         let mut relay = UpstreamSelector::default();
-        assert_eq!(relay.choose(5, &peer_sizes([5, 3, 0]), 0), None, "nobody is ahead");
-        assert_eq!(relay.choose(5, &peer_sizes([9, 10, 10]), 1_000), Some(&ne), "of two the lower code");
-        assert_eq!(relay.choose(6, &peer_sizes([9, 10, 99]), 2_000), Some(&ne), "it stays");
+        assert_eq!(relay.choose(5, &peer_sizes([5, 3, 0]), 0), None, "no relay is ahead");
+        assert_eq!(relay.choose(5, &peer_sizes([9, 10, 10]), 1_000), Some(&ne), "of two equal relays the lower code");
+        assert_eq!(relay.choose(6, &peer_sizes([9, 10, 99]), 2_000), Some(&ne), "it remains selected");
         assert_eq!(
             relay.choose(6, &peer_sizes([9, 10, 99]), 2_000 + RELAY_IDLE_TIMEOUT_MS),
             Some(&tn),
-            "it brought nothing"
+            "it delivered nothing"
         );
         assert_eq!(relay.choose(99, &peer_sizes([9, 100, 99]), 40_000), Some(&tn));
         assert_eq!(
@@ -150,23 +150,27 @@ mod tests {
         assert_eq!(
             relay.choose(99, &peer_sizes([9, 100, 99])[..1], 50_000),
             None,
-            "it is gone, and nobody else is ahead"
+            "it is gone and no other relay is ahead"
         );
         assert_eq!(relay.choose(99, &peer_sizes([9, 100, 99]), 60_000), Some(&ne));
-        assert_eq!(relay.choose(100, &peer_sizes([100, 100, 100]), 99_000), Some(&ne), "all are equal: it goes on");
+        assert_eq!(
+            relay.choose(100, &peer_sizes([100, 100, 100]), 99_000),
+            Some(&ne),
+            "all are equal: it remains selected"
+        );
     }
 
     #[test]
     fn owner_behind_its_replicas_is_bypassed_after_the_grace_period() {
         let mut behind = OwnerLag::default();
         assert!(!behind.update(3, Some(3), 5, 1_000));
-        assert!(!behind.update(4, Some(4), 5, 2_000), "it may be a moment");
+        assert!(!behind.update(4, Some(4), 5, 2_000), "the grace period runs");
         assert!(behind.update(4, Some(4), 5, 1_000 + RELAY_GRACE_MS));
-        assert!(behind.update(4, Some(2), 5, 9_000), "it has even less");
-        assert!(!behind.update(5, Some(2), 5, 9_000), "everything is here");
-        assert!(!behind.update(5, Some(5), 6, 9_000), "it begins again");
-        assert!(!behind.update(5, Some(6), 6, 99_000), "the owner has it, too");
-        assert!(!behind.update(5, None, 6, 99_000), "who has shown nothing yet is not judged");
+        assert!(behind.update(4, Some(2), 5, 9_000), "it lags even more");
+        assert!(!behind.update(5, Some(2), 5, 9_000), "nothing is missing");
+        assert!(!behind.update(5, Some(5), 6, 9_000), "the grace period starts again");
+        assert!(!behind.update(5, Some(6), 6, 99_000), "the owner has caught up");
+        assert!(!behind.update(5, None, 6, 99_000), "an owner without a known size is not bypassed");
     }
 
     #[test]
@@ -191,7 +195,7 @@ mod tests {
                 now_ms += 500;
             }
         }
-        assert!(waited[0] <= RELAY_IDLE_TIMEOUT_MS + 1_000, "nothing is known of either: {waited:?}");
+        assert!(waited[0] <= RELAY_IDLE_TIMEOUT_MS + 1_000, "neither relay has a record yet: {waited:?}");
         assert!(waited[1..].iter().all(|waited| *waited <= RELAY_UNPROVEN_MS + 500), "{waited:?}");
         assert!(waited[3..].iter().all(|waited| *waited <= 500), "{waited:?}");
     }

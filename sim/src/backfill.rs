@@ -221,9 +221,9 @@ impl World {
     /// The content is durable: requests the next part.
     pub(crate) fn backfilled(&mut self, node: usize, feed: &FeedId, from: usize, number: u64, got: u64) {
         if got > 0 {
-            self.coverage.add("filled", got);
+            self.coverage.add("backfilled", got);
             if self.exchange.members[from] != feed.member {
-                self.coverage.add("filled by another member than the owner", got);
+                self.coverage.add("backfilled by a member other than the owner", got);
             }
         }
         let live = &mut self.nodes[node].live;

@@ -95,7 +95,7 @@ impl Check<'_> {
             let entry = world.nodes[receipt.node].disk.logs.get(feed).and_then(|log| log.entry(*index));
             let lost = receipt.restores != world.model.restores[receipt.node];
             if entry.is_none_or(|entry| entry.digest != receipt.digest) && !(lost && entry.is_none()) {
-                self.fails(receipt.node, format!("what was released as {feed} {index} is missing"));
+                self.fails(receipt.node, format!("the entry of a receipt for {feed} {index} is missing"));
             }
         }
         let mut broken = Vec::new();
@@ -105,7 +105,7 @@ impl Check<'_> {
             for entry in &log.entries {
                 let Content::Disclosed { header: Some(header), .. } = &entry.content else { continue };
                 if !ids.insert(&header.id) {
-                    broken.push((node, format!("{} is in its feed twice", header.id)));
+                    broken.push((node, format!("{} is twice in its feed", header.id)));
                 }
             }
         }
@@ -121,14 +121,14 @@ impl Check<'_> {
             for (feed, size) in &seen.sizes {
                 let held = here.disk.size(feed);
                 if held != *size {
-                    broken.push((node, format!("{size} entries of {feed} were durable, {held} are there")));
+                    broken.push((node, format!("{size} entries of {feed} were durable, {held} are held now")));
                 }
             }
             if let Some(feed) = seen.forks.iter().find(|feed| !here.disk.forks.contains_key(*feed)) {
-                broken.push((node, format!("that {feed} has two histories was durable, and is forgotten")));
+                broken.push((node, format!("the durable fork of {feed} is lost")));
             }
             if here.disk.by_offset != seen.by_offset {
-                broken.push((node, "offsets have changed".to_owned()));
+                broken.push((node, "offsets changed".to_owned()));
             }
             let disclosed: usize = here
                 .disk
@@ -139,7 +139,7 @@ impl Check<'_> {
             let disclosed = disclosed + here.disk.ahead.len();
             if disclosed != here.disk.by_offset.len() {
                 let arrived = here.disk.by_offset.len();
-                broken.push((node, format!("{disclosed} entries are held in full, {arrived} have arrived")));
+                broken.push((node, format!("{disclosed} entries are held in full, {arrived} have offsets")));
             }
         }
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
@@ -176,15 +176,14 @@ impl Check<'_> {
                 let copy = here.disk.logs.get(feed);
                 let size = copy.map_or(0, |copy| copy.tree.size());
                 if copy.is_some_and(|copy| root_at(&log.tree, size) != Ok(copy.tree.root())) {
-                    broken
-                        .push((node, format!("{feed} has another root at {size}: two histories of an honest member")));
+                    broken.push((node, format!("the roots of {feed} at {size} differ: fork of an honest member")));
                 }
                 if here.disk.forks.contains_key(feed) || here.live.stopped.contains(feed) {
-                    broken.push((node, format!("{feed} is not followed any more, though its owner is honest")));
+                    broken.push((node, format!("{feed} is stopped, though its owner is honest")));
                 }
                 let whole = reachable.get(feed).copied().unwrap_or(0);
                 if self.current.contains(&node) && self.current.contains(&owner) && size != whole {
-                    broken.push((node, format!("{feed} is wedged at {size} of {whole}")));
+                    broken.push((node, format!("{feed} is stuck at {size} of {whole}")));
                 }
             }
         }
@@ -200,7 +199,7 @@ impl Check<'_> {
                 let Content::Disclosed { envelope, .. } = &entry.content else { continue };
                 let published = self.world.model.envelopes.get(&entry.digest) == Some(envelope);
                 if !published || digest(envelope) != entry.digest {
-                    broken.push((node, format!("{feed} {index} has other bytes than were signed")));
+                    broken.push((node, format!("the bytes of {feed} {index} differ from those signed")));
                 }
             }
         }
@@ -227,7 +226,7 @@ impl Check<'_> {
                         let given = world.model.subscribers[reader].places.contains(&(feed.clone(), index));
                         if !(held && given) {
                             let state = if held { "not delivered" } else { "not held" };
-                            broken.push((reader, format!("{feed} {index} is {state}, though it may read it")));
+                            broken.push((reader, format!("{feed} {index} is {state}, though the member may read it")));
                         }
                     }
                 }
@@ -314,18 +313,19 @@ impl Check<'_> {
                 continue;
             }
             if honest(owner) && digests.insert(place, digest).is_some_and(|other| other != digest) {
-                broken.push((*node, format!("{feed} {index} is another entry here than elsewhere")));
+                broken.push((*node, format!("{feed} {index} differs from the entry at another node")));
             }
             match here.disk.logs.get(feed).and_then(|log| log.entry(*index)) {
                 Some(entry) if entry.digest == *digest || here.disk.forks.contains_key(feed) => {}
-                Some(_) => broken.push((*node, format!("{feed} {index} came ahead, and the feed has another there"))),
+                Some(_) => broken
+                    .push((*node, format!("the priority entry {feed} {index} differs from the entry of the feed"))),
                 None if here.disk.ahead.get(place).is_none_or(|ahead| ahead.entry.digest != *digest) => {
-                    broken.push((*node, format!("{feed} {index} came ahead, and is gone")));
+                    broken.push((*node, format!("the priority entry {feed} {index} is lost")));
                 }
                 None => {
                     let both = [*node, owner].iter().all(|node| self.current.contains(node));
                     if both && world.model.restores[owner] == 0 {
-                        broken.push((*node, format!("{feed} {index} came ahead, and its feed did not follow")));
+                        broken.push((*node, format!("the feed did not reach the priority entry {feed} {index}")));
                     }
                     outlived += 1;
                 }
@@ -347,7 +347,7 @@ impl Check<'_> {
             let entry = world.nodes[*node].disk.logs.get(feed).and_then(|log| log.entry(*index));
             if entry.and_then(|entry| self.facts(entry)).is_some_and(|facts| facts.always_admit(*node, &world.exchange))
             {
-                self.fails(*node, format!("{feed} {index} was taken for wrongly withheld"));
+                self.fails(*node, format!("{feed} {index} was reported as wrongly withheld"));
             }
         }
     }
@@ -367,7 +367,7 @@ impl Check<'_> {
                 let forks = nature.is_some_and(|nature| nature.forks || nature.garbage);
                 let listed = !newest.feed_keys(feed).is_empty();
                 if listed && !proves || !forks {
-                    broken.push((node, format!("evidence of two histories of {feed} proves nothing")));
+                    broken.push((node, format!("the stored evidence of a fork of {feed} proves nothing")));
                 }
             }
         }
@@ -388,7 +388,7 @@ impl Check<'_> {
                     // when it could prove nothing.
                     let known = [one, other].iter().any(|node| world.nodes[*node].live.stopped.contains(feed));
                     if differ && !known {
-                        broken.push((one, format!("{feed} has two histories, and it does not know")));
+                        broken.push((one, format!("the fork of {feed} is not detected")));
                     }
                 }
             }
@@ -403,7 +403,7 @@ impl Check<'_> {
             let spent = world.nodes[node].needs_recovery.is_some();
             let answered = world.model.receipts.iter().any(|receipt| receipt.id == *id);
             if self.current.contains(&node) && !spent && !answered {
-                self.fails(node, format!("whoever publishes {id} is not answered"));
+                self.fails(node, format!("the publisher of {id} has no receipt"));
             }
         }
     }
@@ -416,7 +416,7 @@ impl Check<'_> {
             let here = &world.nodes[node];
             let spent = here.opened >= world.exchange.epochs[node];
             if here.live.publish_state != PublishState::Open && !spent {
-                self.fails(node, format!("{} is not published in", here.feed));
+                self.fails(node, format!("{} does not publish", here.feed));
             }
             for epoch in 1..here.feed.epoch {
                 let feed = world.exchange.feed(node, epoch);
@@ -431,7 +431,7 @@ impl Check<'_> {
                     continue;
                 }
                 if !here.disk.ids.contains_key(&feed_closed::id(&tree).to_string()) {
-                    self.fails(node, format!("the end of {} at {} is not named", tree.feed, tree.size));
+                    self.fails(node, format!("the end of {} at {} is not announced", tree.feed, tree.size));
                 }
             }
         }

@@ -55,9 +55,9 @@ impl World {
                 self.observe(node, &done);
                 match fault {
                     DiskFault::Durable => self.count("commit failed, and was durable"),
-                    DiskFault::BeforeHighWaterMark => self.count("crash after commit, before the mark"),
+                    DiskFault::BeforeHighWaterMark => self.count("crash after commit, before the high-water mark"),
                     _ => {
-                        self.count("crash after commit, before the release");
+                        self.count("crash after commit, before the receipt");
                         self.write_high_water_mark(node, &done);
                     }
                 }
@@ -154,7 +154,7 @@ impl World {
             && !self.has(Mutation::ReleaseBeforeCommit)
         {
             let text =
-                format!("{id} was released as {} {}, and as {} {}", other.place.0, other.place.1, place.0, place.1);
+                format!("{id} has receipts for {} {} and for {} {}", other.place.0, other.place.1, place.0, place.1);
             self.violated(node, text);
         }
         self.count("published");
@@ -182,14 +182,14 @@ impl World {
         for ((feed, index), _, admission) in done.priority_applied {
             match admission {
                 Admission::Accept => self.priority_applied(node, &feed, index),
-                Admission::Duplicate => self.count("priority held before"),
-                Admission::Conflict => self.count("priority of another history, ahead of the order"),
-                Admission::Stale => self.count("priority after its feed"),
-                Admission::Full => self.count("priority without room"),
+                Admission::Duplicate => self.count("priority duplicate"),
+                Admission::Conflict => self.count("priority conflicts with a stored entry"),
+                Admission::Stale => self.count("priority stale"),
+                Admission::Full => self.count("priority rejected: no capacity"),
             }
         }
         for ((feed, index), by_batch, offered) in done.conflicting {
-            self.count(if by_batch { "two entries shown by a batch" } else { "two entries shown by priority" });
+            self.count(if by_batch { "conflicting entry in a batch" } else { "conflicting priority entry" });
             if by_batch {
                 self.restart_following(node, &feed, 10);
             }
@@ -210,7 +210,7 @@ impl World {
             self.backfilled(node, &feed, from, number, got);
         }
         for (from, number) in done.over_share {
-            self.count("room: content that came later, beyond a share");
+            self.count("disk space: backfill over a share");
             self.put_off(node, from, number);
         }
         if done.rosters > 0 {
@@ -237,7 +237,7 @@ impl World {
         here.disk.last_time = time;
         let key = mirror_key(&here.feed);
         let Ok(note) = cosign(signed, &key, time) else {
-            self.violated(node, "what was verified cannot be cosigned");
+            self.violated(node, "a verified checkpoint cannot be cosigned");
             return;
         };
         if let Some(fault) = self.model.cosigned(node, feed, size, time) {
@@ -259,7 +259,7 @@ impl World {
         match verify_cosigned(&cosigned.note, &roster.feed_keys(&feed), &keys) {
             Ok(_) => self.count("cosigned"),
             Err(_) if !self.exchange.natures[from].is_honest() => {}
-            Err(error) => self.violated(to, format!("a cosignature of {feed} by {from} is none: {error}")),
+            Err(error) => self.violated(to, format!("a cosignature of {feed} by {from} is invalid: {error}")),
         }
     }
 }

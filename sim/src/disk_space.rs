@@ -98,7 +98,7 @@ impl Seen {
             let most = u128::from(share(self.most, shares)) * u128::from(DAY);
             let most = if urgent { most + most / URGENT_PART } else { most };
             if brought.fresh > most {
-                fault = Some(format!("{member} has taken more than its share of the room"));
+                fault = Some(format!("{member} exceeded its share of the disk"));
             }
         }
         fault
@@ -110,7 +110,7 @@ impl Seen {
             accounts.get(member).map_or(0, |brought| brought.all) + bytes <= share(self.last, shares)
         };
         let both = within(&self.owners, source.owner, 1) && within(&self.bringers, source.sender_member, RELAY_SHARES);
-        both.then(|| format!("content of {} was left out, which is within its share", source.owner))
+        both.then(|| format!("content of {} within its share was dropped", source.owner))
     }
 }
 
@@ -211,17 +211,17 @@ impl Node {
         let admits = quota.shares.admit(quota.tier, charged, bytes, urgent) || mutation == Some(Mutation::NoShares);
         if admits {
             if sender_member != owner {
-                done.reached.push("room: content taken of a relay");
+                done.reached.push("disk space: content accepted from a relay");
             }
             done.faults.extend(quota.seen.accepted(source, bytes, urgent == Some(Priority::Actual)));
         } else if quota.tier == Tier::All {
             done.reached.push(match by_relay {
-                true => "room: content left out, the relay's share",
-                false => "room: content left out, the owner's share",
+                true => "disk space: content dropped, the relay's share",
+                false => "disk space: content dropped, the owner's share",
             });
             done.faults.extend(quota.seen.rejected(source, bytes));
         } else {
-            done.reached.push("room: content left out, little is free");
+            done.reached.push("disk space: content dropped, low tier");
         }
         admits
     }
@@ -292,7 +292,7 @@ impl World {
             let tier = here.live.quota.tier;
             if tier >= needed || self.mutation == Some(Mutation::NoTiers) {
                 if tier < Tier::Own && matches!(want, WriteKind::Publish(_)) {
-                    self.count("room: own urgent entry in the reserve");
+                    self.count("disk space: own urgent entry in the reserve");
                 }
                 free = free.saturating_sub(bytes);
                 self.nodes[node].live.quota.tier = tier_at(free, bound, tier);
@@ -308,16 +308,16 @@ impl World {
     /// Checks a rejection: own entries are rejected only where the reserve is used up, and urgent
     /// ones only where nearly all of it is.
     fn has_no_room(&mut self, node: usize, work: &Work, want: WriteKind, (bound, free): (Bound, u64)) {
-        self.count("room: rejected, little is free");
+        self.count("disk space: rejected, low tier");
         let eighths = match want {
             WriteKind::Publish(Some(Priority::Actual)) => 3,
             WriteKind::Publish(_) => 9,
             _ => return,
         };
         let (_, _, bytes) = demand(&self.nodes[node].me, work);
-        self.count("room: own entry rejected");
+        self.count("disk space: own entry rejected");
         if free > bound.reserve_bytes / 8 * eighths + 8 + AHEAD_BYTES + bytes {
-            self.violated(node, "its own entry was refused, although there is room for it");
+            self.violated(node, "its own entry was rejected, though there is disk space for it");
         }
     }
 
@@ -328,14 +328,10 @@ impl World {
         let used = Used::of(&self.nodes[node]);
         let reserve = bound.reserve_bytes;
         for (what, bytes, most) in [
-            ("bytes are held, more than the disk has", used.all(), bound.disk_bytes),
+            ("bytes are held, above the size of the disk", used.all(), bound.disk_bytes),
+            ("bytes of content of others are held, above their limit", used.content, bound.disk_bytes - 2 * reserve),
             (
-                "bytes of others are held as content, beyond what is for it",
-                used.content,
-                bound.disk_bytes - 2 * reserve,
-            ),
-            (
-                "bytes of others are held, beyond what is for them",
+                "bytes of others are held, above their limit",
                 used.content + used.digests,
                 bound.disk_bytes - reserve - reserve / 2,
             ),
@@ -370,16 +366,16 @@ impl World {
                 node.live.quota.seen.most += bound.disk_bytes - before;
             }
         }
-        self.count("room: made by operators");
+        self.count("disk space: added by operators");
     }
 }
 
 fn tier_label(tier: Tier) -> &'static str {
     match tier {
-        Tier::Notes => "room: for notes only",
-        Tier::Priority => "room: for what is urgent",
-        Tier::Own => "room: for own entries",
-        Tier::Digests => "room: for digests",
-        Tier::All => "room: for everything",
+        Tier::Notes => "disk space: notes only",
+        Tier::Priority => "disk space: urgent entries only",
+        Tier::Own => "disk space: own entries only",
+        Tier::Digests => "disk space: digests only",
+        Tier::All => "disk space: unrestricted",
     }
 }

@@ -45,18 +45,18 @@ impl World {
         let here = &self.nodes[node];
         let log = here.disk.logs.get(&here.feed);
         let needs_recovery = match (log, here.high_water_mark) {
-            (_, None) => Some("needs recovery: the mark is missing"),
-            _ if here.needs_recovery == Some(here.feed.epoch) => Some("needs recovery: it was in doubt before"),
+            (_, None) => Some("needs recovery: high-water mark missing"),
+            _ if here.needs_recovery == Some(here.feed.epoch) => Some("needs recovery: recorded before a restart"),
             (_, Some(high_water_mark)) if high_water_mark.epoch != here.feed.epoch => {
-                Some("needs recovery: the mark is of another epoch")
+                Some("needs recovery: high-water mark of another epoch")
             }
-            (None, Some(_)) => Some("needs recovery: the store is empty"),
+            (None, Some(_)) => Some("needs recovery: store empty"),
             (Some(log), Some(high_water_mark)) if high_water_mark.size > log.tree.size() => {
-                Some("needs recovery: the mark is ahead")
+                Some("needs recovery: high-water mark ahead of the store")
             }
             (Some(log), Some(high_water_mark)) => {
                 let other = root_at(&log.tree, high_water_mark.size) != Ok(high_water_mark.root);
-                other.then_some("needs recovery: the mark is of another tree")
+                other.then_some("needs recovery: high-water mark of another tree")
             }
         };
         match needs_recovery {
@@ -151,7 +151,7 @@ impl World {
             if tries < RECOVER_TRIES {
                 return self.at(self.now + RECOVER_EVERY, Event::Recover(node, tries + 1));
             }
-            self.count("epoch opened without everybody");
+            self.count("epoch opened without all peers");
         }
         self.open_epoch(node);
     }
@@ -165,7 +165,7 @@ impl World {
         let epoch = if begun { here.opened } else { here.opened + 1 };
         let epoch = if self.has(Mutation::ReuseEpoch) { 2 } else { epoch };
         if epoch > self.exchange.epochs[node] {
-            return self.count("no epoch is left");
+            return self.count("no epoch left");
         }
         let next = self.exchange.feed(node, epoch);
         self.nodes[node].opened = epoch;
@@ -180,7 +180,7 @@ impl World {
             self.observe(node, &done);
             self.nodes[node].feed = old;
             if self.disk_faults[node].pop_front().is_some() || self.random.chance(10) {
-                self.count("crash while an epoch was opened");
+                self.count("crash while opening an epoch");
                 return self.crash(node, 30);
             }
         }
@@ -217,7 +217,7 @@ impl World {
         let bulletin = match prepare(&draft, &defaults, salt) {
             Ok(bulletin) => bulletin,
             Err(invalid) => {
-                self.violated(node, format!("the end of an epoch cannot be named: {invalid}"));
+                self.violated(node, format!("the end of an epoch cannot be announced: {invalid}"));
                 return None;
             }
         };
@@ -244,7 +244,7 @@ impl World {
                 continue;
             }
             let Some(closing) = self.closing(node, &tree) else { continue };
-            self.count("end of an epoch named again");
+            self.count("end of an epoch announced again");
             let header = barid_core::envelope::header_of(&closing.envelope).expect("just made");
             self.nodes[node].live.waiting.push(Work::Name(closing.envelope, Arc::new(header)));
             self.soon(6, Event::Commit(node));

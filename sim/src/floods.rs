@@ -94,7 +94,11 @@ impl World {
         if entries > count {
             return (0..count).map(|_| ENTRY_BYTES_MAX).collect();
         }
-        self.count(if matches!(how, Flood::Share(_)) { "flood: to a share's edge" } else { "flood: to a tier's edge" });
+        self.count(if matches!(how, Flood::Share(_)) {
+            "flood: up to a share's limit"
+        } else {
+            "flood: up to a tier's limit"
+        });
         let (each, rest) = (bytes / entries, bytes % entries);
         (0..entries).map(|entry| each + u64::from(entry < rest)).collect()
     }

@@ -96,7 +96,7 @@ impl World {
             }
             match compared {
                 Compared::Other(Some(evidence)) => {
-                    self.count("fork known by comparison");
+                    self.count("fork detected by comparison");
                     self.forked(to, &evidence);
                     continue;
                 }
@@ -200,7 +200,7 @@ impl World {
                     self.nodes[node].live.ahead.insert((feed, peer), (signed, now));
                 }
                 Compared::Other(Some(evidence)) => {
-                    self.count("fork known by comparison");
+                    self.count("fork detected by comparison");
                     self.forked(node, &evidence);
                 }
                 Compared::Same | Compared::Other(None) => {}
@@ -210,7 +210,7 @@ impl World {
 
     pub(crate) fn request_consistency(&mut self, node: usize, peer: usize, feed: &FeedId) {
         if let Some(ours) = self.signed_newest(node, feed).filter(|ours| ours.checkpoint.size > 0) {
-            self.count("consistency asked");
+            self.count("consistency requested");
             let request = proto::ConsistencyRequest { feed: feed.to_string(), size: ours.checkpoint.size };
             self.send(node, peer, Frame::ConsistencyRequest(request));
         }

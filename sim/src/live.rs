@@ -150,13 +150,13 @@ impl Live {
         let most = self.serving.values().map(|serving| serving.in_flight.len()).max().unwrap_or(0);
         let both = members * feeds;
         let tables = [
-            ("works waiting", self.ordinary(), QUEUE_MAX),
+            ("work items waiting", self.ordinary(), QUEUE_MAX),
             ("urgent entries waiting", self.queued_priority(), PRIORITY_QUEUE_MAX),
-            ("batches on their way", most, IN_FLIGHT_MAX),
+            ("batches in flight", most, IN_FLIGHT_MAX),
             ("feeds followed", self.following.len(), feeds),
             ("feeds served", self.serving.len(), both),
-            ("sizes shown", self.advertised.len(), both),
-            ("sizes told", self.announced.len(), both),
+            ("sizes received", self.advertised.len(), both),
+            ("sizes announced", self.announced.len(), both),
             ("rounds", self.backfill_schedule.len(), both),
             ("requests", self.requests.len(), members),
             ("checkpoints ahead", self.ahead.len(), both),

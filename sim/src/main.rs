@@ -48,7 +48,7 @@ fn main() -> ExitCode {
                 return;
             }
             let outcome = run(seed, options.mutation);
-            let mut reached = reached.lock().expect("nobody panics with it");
+            let mut reached = reached.lock().expect("no thread panics while it holds the lock");
             reached.coverage.merge(&outcome.coverage);
             reached.events += outcome.events;
             for violation in outcome.violations.iter().take(1) {
@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    let Reached { coverage, events, broken } = reached.into_inner().expect("nobody panics with it");
+    let Reached { coverage, events, broken } = reached.into_inner().expect("no thread panics while it holds the lock");
     if options.survey || broken.is_empty() {
         let seconds = started.elapsed().as_secs_f64();
         println!("{coverage}");
@@ -74,16 +74,16 @@ fn main() -> ExitCode {
         if !missing.is_empty() {
             println!("not reached: {}", missing.join(", "));
         }
-        #[allow(clippy::cast_precision_loss, reason = "for people")]
+        #[allow(clippy::cast_precision_loss, reason = "for display only")]
         let per_second = seeds as f64 / seconds;
-        println!("{seeds} seeds from {first} on in {seconds:.1} s, {per_second:.1} a second: {events} events");
+        println!("{seeds} seeds from {first} in {seconds:.1} s, {per_second:.1} a second: {events} events");
     }
     for (times, seed, what) in broken.values() {
         println!("broken {times} times, first by seed {seed}: {what}");
     }
     match broken.values().map(|(_, seed, _)| *seed).min() {
         None => {
-            println!("every promise held");
+            println!("all invariants held");
             return ExitCode::SUCCESS;
         }
         Some(_) if options.survey => {}
@@ -94,7 +94,7 @@ fn main() -> ExitCode {
                 }
                 println!("{shrunk}");
             }
-            None => println!("seed {seed} failed, and does not again"),
+            None => println!("seed {seed} failed, but the failure does not reproduce"),
         },
     }
     ExitCode::FAILURE
@@ -111,9 +111,9 @@ fn options() -> Result<Options, String> {
             "--mutation" => {
                 let name = arguments.next().unwrap_or_default();
                 let found = Mutation::ALL.iter().copied().find(|mutation| mutation.name() == name);
-                options.mutation = Some(found.ok_or_else(|| format!("there is no defect `{name}`"))?);
+                options.mutation = Some(found.ok_or_else(|| format!("there is no mutation `{name}`"))?);
             }
-            number => options.numbers.push(number.parse().map_err(|_| format!("`{number}` is no number"))?),
+            number => options.numbers.push(number.parse().map_err(|_| format!("`{number}` is not a number"))?),
         }
     }
     Ok(options)

@@ -147,7 +147,7 @@ impl Model {
     pub(crate) fn arrived(&mut self, node: usize, place: Place) -> Option<String> {
         let seen = &mut self.seen[node];
         seen.by_offset.push(place.clone());
-        let again = format!("{} {} arrived twice", place.0, place.1);
+        let again = format!("{} {} has two offsets", place.0, place.1);
         (!seen.arrived.insert(place)).then_some(again)
     }
 
@@ -157,7 +157,7 @@ impl Model {
         let subscriber = &mut self.subscribers[node];
         let again = match subscriber.given.get(&offset) {
             Some(same) if same != place => {
-                return Err(format!("offset {offset} was {} {}, and is {} {}", same.0, same.1, place.0, place.1));
+                return Err(format!("offset {offset} changed from {} {} to {} {}", same.0, same.1, place.0, place.1));
             }
             Some(_) => true,
             None if subscriber.places.contains(place) => {
@@ -166,7 +166,7 @@ impl Model {
             None => false,
         };
         if offset <= subscriber.confirmed {
-            return Err(format!("offset {offset} was delivered, which had been confirmed"));
+            return Err(format!("offset {offset} was delivered after it was confirmed"));
         }
         subscriber.given.insert(offset, place.clone());
         subscriber.places.insert(place.clone());
@@ -179,7 +179,7 @@ impl Model {
         let held = seen.sizes.get(feed).copied().unwrap_or(0);
         let last = seen.cosigned.get(feed).map_or(0, |(size, _)| *size);
         let fault = if size > held {
-            Some(format!("{feed} {size} was cosigned, and {held} is durable"))
+            Some(format!("{feed} {size} was cosigned, {held} is durable"))
         } else if size < last {
             Some(format!("{feed} {size} was cosigned after {last}"))
         } else if time < seen.cosigned_at {

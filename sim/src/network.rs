@@ -15,7 +15,7 @@ use crate::future_version;
 use crate::random::Random;
 use crate::world::{Event, World};
 
-/// Frames that are remembered for replays.
+/// Newest frames that are remembered for replays.
 const OVERHEARD_MAX: usize = 32;
 
 impl World {
@@ -39,7 +39,7 @@ impl World {
             for high in low + 1..count {
                 if !remaining.contains(&(low, high)) && self.random.chance(percent) {
                     self.severed.insert((low, high));
-                    self.count("pair severed for good");
+                    self.count("pair severed permanently");
                 }
             }
         }
@@ -92,7 +92,9 @@ impl World {
             }
             if self.random.chance(2) {
                 self.overheard.push_back(bytes.clone());
-                self.overheard.truncate(OVERHEARD_MAX);
+                if self.overheard.len() > OVERHEARD_MAX {
+                    self.overheard.pop_front();
+                }
             }
         }
         if damageable && self.trouble() && self.random.chance(5) {

@@ -441,7 +441,7 @@ impl Node {
         }
         let log = self.disk.logs.entry(feed.clone()).or_default();
         if *log.tree.compact_range() != batch.compact_range {
-            done.faults.push(format!("{feed} was not left at the verified frontier"));
+            done.faults.push(format!("the tree of {feed} differs from the verified compact range"));
         }
         log.checkpoint_size = batch.checkpoint.checkpoint.size;
         log.checkpoint.clone_from(&batch.checkpoint.note);

@@ -155,7 +155,7 @@ impl World {
         let following = here.live.following.get(&feed).filter(|following| following.at == from);
         // Own entries are accepted only in order.
         let Some(following) = following.filter(|_| feed.member != here.me && !here.live.stopped.contains(&feed)) else {
-            return self.count("priority passed over");
+            return self.count("priority ignored");
         };
         if here.live.queued_priority() >= PRIORITY_QUEUE_MAX {
             self.count("priority waits for the committer");
@@ -185,7 +185,7 @@ impl World {
         };
         self.count_findings(to, &feed, &verified.findings);
         if verified.envelope().is_none() {
-            return self.count("priority not kept");
+            return self.count("priority without content, dropped");
         }
         if verified.entry.pending_roster.is_some() {
             self.count("priority before its roster");
@@ -196,7 +196,7 @@ impl World {
 
     /// Forwards an entry that became durable ahead of the order to the peers that wait for it.
     pub(crate) fn priority_applied(&mut self, node: usize, feed: &FeedId, index: u64) {
-        self.count("priority held");
+        self.count("priority stored ahead of its feed");
         for peer in self.followers_of(node, feed) {
             self.send_priority(node, peer);
             self.expect_delivery(node, peer, feed, index);
@@ -214,7 +214,7 @@ impl World {
             offered.and_then(|offered| EntryEquivocation::at(index, self.proven(node, feed, index)?, offered));
         match evidence {
             Some(evidence) => self.stop_feed(node, feed, Bytes::from(evidence.format())),
-            None => self.count("two entries, not proven"),
+            None => self.count("conflicting entry, not proven"),
         }
     }
 
@@ -295,10 +295,10 @@ impl World {
             let overtook = deadline.index >= there.size(&deadline.feed);
             self.count(if overtook { "priority in time, before the backlog" } else { "priority in time" });
         } else if there.live.quota.left_out.contains(&(deadline.feed.clone(), deadline.index)) {
-            self.count("room: urgent content left out");
+            self.count("disk space: urgent content dropped");
         } else {
             let (feed, index) = (&deadline.feed, deadline.index);
-            self.violated(deadline.follower, format!("{feed} {index} is urgent and waits behind a backlog"));
+            self.violated(deadline.follower, format!("the urgent entry {feed} {index} waits behind a backlog"));
         }
     }
 }

@@ -166,7 +166,7 @@ impl World {
         let left = before.is_some() && before != at;
         let at = at.and_then(|at| self.exchange.position(&at));
         if left {
-            self.count("relay left for another");
+            self.count("relay replaced by another");
         }
         let following = self.nodes[node].live.following.get(feed).map(|following| following.at);
         match at {
@@ -347,7 +347,7 @@ impl World {
         }
         self.send(node, *from, Frame::ReplicationProgress(proto::ReplicationProgress { feed: feed.to_string(), size }));
         if feed.member == self.nodes[node].me {
-            self.count("own feed taken back");
+            self.count("own feed fetched from a peer");
         }
         if *missing > 0 {
             for peer in self.nodes[node].live.linked.clone() {
@@ -372,7 +372,7 @@ impl World {
             return self.end_link(to, from);
         };
         if let Some(frame) = &frame {
-            self.log_event(|| format!("{to} takes from {from}: {}", serve::describe(frame)));
+            self.log_event(|| format!("{to} receives from {from}: {}", serve::describe(frame)));
         }
         match frame {
             Some(Frame::Follow(follow)) => self.followed(from, to, &follow),

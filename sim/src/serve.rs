@@ -168,7 +168,7 @@ impl World {
             };
             if !(by(newest) && facts.is_some_and(|facts| by(facts.version))) {
                 let reader = self.exchange.members[reader].clone();
-                self.violated(node, format!("{reader} was shown what it may not read"));
+                self.violated(node, format!("{reader} was sent an entry that it may not read"));
             }
         }
     }
@@ -178,12 +178,12 @@ impl World {
 pub(crate) fn describe(frame: &Frame) -> String {
     match frame {
         Frame::Follow(follow) if follow.ranges.is_empty() => format!("follow {} from {}", follow.feed, follow.from),
-        Frame::Follow(follow) => format!("wants {} {:?}", follow.feed, follow.ranges),
+        Frame::Follow(follow) => format!("backfill request {} {:?}", follow.feed, follow.ranges),
         Frame::Entries(entries) => format!("{} from {}: {} items", entries.feed, entries.first, entries.items.len()),
         Frame::PriorityEntry(priority) => format!("priority {} {}", priority.feed, priority.index),
         Frame::ReplicationProgress(stored) => format!("stored {} {}", stored.feed, stored.size),
         Frame::BackfillResponse(backfills) => {
-            format!("{}: {} fills up to {}", backfills.feed, backfills.items.len(), backfills.scanned_to)
+            format!("{}: {} backfills up to {}", backfills.feed, backfills.items.len(), backfills.scanned_to)
         }
         Frame::TreeHeads(heads) => {
             let line = |head: &proto::TreeHead| {
@@ -193,10 +193,10 @@ pub(crate) fn describe(frame: &Frame) -> String {
             let heads: Vec<String> = heads.heads.iter().map(line).collect();
             format!("heads {}", heads.join(", "))
         }
-        Frame::RosterRequest(request) => format!("wants rosters after {}", request.after),
+        Frame::RosterRequest(request) => format!("roster request after {}", request.after),
         Frame::Rosters(rosters) => format!("{} rosters", rosters.notes.len()),
-        Frame::ConsistencyRequest(request) => format!("how {} was at {}", request.feed, request.size),
-        Frame::Consistency(response) => format!("{} was at {}", response.feed, response.size),
+        Frame::ConsistencyRequest(request) => format!("consistency request {} at {}", request.feed, request.size),
+        Frame::Consistency(response) => format!("consistency {} at {}", response.feed, response.size),
         _ => "something else".to_owned(),
     }
 }

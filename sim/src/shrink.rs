@@ -99,9 +99,9 @@ pub fn kind(violation: &str) -> String {
 
 impl fmt::Display for Shrunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {}: `cargo run --release -p barid-sim -- 1 {}` repeats it", self.seed, self.seed)?;
+        writeln!(f, "seed {}: reproduce with `cargo run --release -p barid-sim -- 1 {}`", self.seed, self.seed)?;
         writeln!(f, "members:\n  {}", self.members)?;
-        writeln!(f, "of {} planned events these suffice:\n  {}", self.planned, self.events.join("\n  "))?;
-        writeln!(f, "broken:\n  {}", self.violations.join("\n  "))
+        writeln!(f, "of {} planned events, these suffice:\n  {}", self.planned, self.events.join("\n  "))?;
+        writeln!(f, "violations:\n  {}", self.violations.join("\n  "))
     }
 }

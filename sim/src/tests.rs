@@ -65,10 +65,10 @@ fn every_mutation_is_detected() {
     for (_, mutation, found) in &noticed {
         match found {
             Some((seed, violation)) => println!("{:24} seed {seed:>4}: {violation}", mutation.name()),
-            None => println!("{:24} not noticed within {NOTICED_WITHIN} seeds", mutation.name()),
+            None => println!("{:24} not detected within {NOTICED_WITHIN} seeds", mutation.name()),
         }
     }
     let missed: Vec<&str> =
         noticed.iter().filter(|(.., found)| found.is_none()).map(|(_, mutation, _)| mutation.name()).collect();
-    assert_eq!(missed, Vec::<&str>::new(), "not noticed");
+    assert_eq!(missed, Vec::<&str>::new(), "not detected");
 }

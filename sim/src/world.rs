@@ -546,7 +546,7 @@ impl World {
             [Priority::Actual, Priority::Other].into_iter().any(|how| count(feed, how) > ROOM.of(how).entries_max)
         });
         if let Some((feed, _)) = over.cloned() {
-            self.violated(node, format!("more entries of {feed} ahead of its order than are allowed"));
+            self.violated(node, format!("too many priority entries of {feed}"));
         }
     }
 }

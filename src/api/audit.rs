@@ -43,7 +43,7 @@ const ASSEMBLED_BYTES: u64 = 2 * EVIDENCE_BYTES_MAX as u64;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ExportError {
     /// No checkpoint is held that includes the entry and lies within the tree held here.
-    #[error("no checkpoint of {feed} at {held} entries or less that includes entry {index} is held yet")]
+    #[error("no checkpoint of {feed} that includes entry {index} and has at most {held} entries is held yet")]
     CatchingUp {
         /// The feed.
         feed: FeedId,
@@ -53,7 +53,7 @@ pub(super) enum ExportError {
         held: u64,
     },
     /// The parts would not pass verification.
-    #[error("the parts held here are no evidence: {0}")]
+    #[error("the parts held here do not form valid evidence: {0}")]
     Evidence(#[from] EvidenceError),
     /// The store cannot be read.
     #[error(transparent)]
@@ -81,7 +81,8 @@ impl Audit for Api {
         // To the caller, a bulletin that is not visible does not exist.
         let not_visible = |entry: &Entry| (!self.may_export(&caller, entry)).then_some("NOT_CLEARED");
         let found = self.find_for(&caller, methods::EXPORT_EVIDENCE.name, (&owner, uuid), not_visible).await?;
-        let entry = found.ok_or_else(|| Status::not_found(format!("no bulletin {member}/{id} is held for you")))?;
+        let entry = found
+            .ok_or_else(|| Status::not_found(format!("no bulletin {member}/{id} that you may read is held here")))?;
         let (owner, class) = call.account();
         let turn = self.budgets.of(&table::API_EVIDENCE).charge(owner, class, ASSEMBLED_BYTES).await;
         let (store, rosters) = (Arc::clone(self.store()), self.rosters.load());
@@ -94,8 +95,9 @@ impl Audit for Api {
             made
         });
         let made = made.await;
-        let (file, verdict) =
-            made.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::export(&error))?;
+        let (file, verdict) = made
+            .map_err(|_| Status::internal("internal error of the node"))?
+            .map_err(|error| errors::export(&error))?;
         // The call was charged for a file of usual size when it began.
         let beyond = (file.len() as u64).saturating_sub(methods::EXPORT_EVIDENCE.response_bytes);
         call.grow_response(beyond)?;
@@ -214,7 +216,12 @@ fn checkpoints(tree: &FeedTree<'_>, rosters: &RosterChain, index: u64) -> Result
         // The cosignature was stored when this node held a smaller tree, and it covers another
         // history. It proves nothing about this tree.
         if root_at(tree, record.size)? != signed.checkpoint.root {
-            tracing::error!(%feed, cosigner = %record.cosigner, size = record.size, "cosigned checkpoint of another history");
+            tracing::error!(
+                %feed,
+                cosigner = %record.cosigner,
+                size = record.size,
+                "a stored cosigned checkpoint conflicts with the feed held here"
+            );
             continue;
         }
         cosigned.entry(record.size).or_insert_with(|| (signed, Vec::new())).1.extend(lines);

@@ -45,7 +45,7 @@ struct Admitted(Caller);
 impl Admission for Api {
     fn admit(&self, path: &str, extensions: &mut Extensions) -> Result<Terms, Status> {
         let Some(method) = methods::at(path) else {
-            return Err(Status::unimplemented("no such method is served here"));
+            return Err(Status::unimplemented("this method is not served here"));
         };
         let (caller, terms) = self.admitted(extensions, method)?;
         extensions.insert(Admitted(caller));
@@ -105,7 +105,7 @@ impl Api {
     fn admitted(&self, extensions: &Extensions, method: &'static Method) -> Result<(Caller, Terms), Status> {
         let Some(Identity { path }) = (self.identify)(extensions) else {
             self.record_denied("", method.name, "unidentified");
-            return Err(Status::unauthenticated("a client certificate of this member is needed"));
+            return Err(Status::unauthenticated("a client certificate of this member is required"));
         };
         let access = self.access.load();
         let limits = access.limits(&path);

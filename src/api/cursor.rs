@@ -339,7 +339,7 @@ mod tests {
         };
         assert_eq!(changed(0, &[2]), None, "a later version");
         assert_eq!(changed(17, &u64::MAX.to_be_bytes()), None, "no offset");
-        assert_eq!(changed(BYTES - 16, &9_u64.to_be_bytes()), None, "held back beyond the offset");
+        assert_eq!(changed(BYTES - 16, &9_u64.to_be_bytes()), None, "a pending offset above the offset");
         assert_eq!(Cursor::parse(&"A".repeat(100_000)), None);
         assert_eq!(Cursor::parse("not base64!"), None);
     }
@@ -359,7 +359,7 @@ mod tests {
             assert_eq!(cursor.locate(&other).unwrap().offset, 0);
         }
         commit_entries(&store, 1);
-        assert_eq!(cursor(&store, 5).mismatch(&store).unwrap(), None, "it has gone on");
+        assert_eq!(cursor(&store, 5).mismatch(&store).unwrap(), None, "the store has newer commits");
         let beyond = Cursor { offset: 7, ..cursor(&store, 6) };
         assert_eq!(beyond.mismatch(&store).unwrap(), Some(Mismatch::StoreRestored));
         let forged = Cursor { head: [7; HEAD_BYTES], ..cursor(&store, 4) };

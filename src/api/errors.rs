@@ -27,6 +27,8 @@ const CATCHING_UP_RETRY: Duration = Duration::from_secs(5);
 const STOPPING_RETRY: Duration = Duration::from_secs(5);
 /// Retry delay while the index database is rebuilt: millions of entries take some seconds.
 const BEHIND_RETRY: Duration = Duration::from_secs(5);
+/// Retry delay while the node starts: it waits for a peer.
+const STARTING_RETRY: Duration = Duration::from_secs(5);
 /// Retry delay while the disk is full.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(10);
 
@@ -101,7 +103,7 @@ impl Faults {
         let message = match self.0.as_slice() {
             [] => return Ok(()),
             [(one, _)] => format!("{}: {}", one.field, one.description),
-            more => format!("{} arguments are wrong", more.len()),
+            more => format!("{} arguments are invalid", more.len()),
         };
         let (violations, rules) = self.0.into_iter().unzip();
         Err(invalid_fields(message, rules, violations))
@@ -122,12 +124,12 @@ pub(super) fn denied_field(reason: &str, message: &str, field: &str, found: &str
 pub(super) fn argument(field: &str, found: &str, expected: &str) -> Status {
     let mut faults = Faults::default();
     faults.add(field, found, expected);
-    faults.check().expect_err("one was added")
+    faults.check().expect_err("one error was added")
 }
 
 /// Status of a broken invariant.
 pub(super) fn defect() -> Status {
-    Status::internal("a defect of the node")
+    Status::internal("internal error of the node")
 }
 
 /// Maps a failed commit.
@@ -137,6 +139,7 @@ pub(super) fn commit(error: &CommitFailure) -> Status {
         CommitFailure::NeedsRecovery(_) => {
             Status::with_error_details(Code::FailedPrecondition, error.to_string(), info("NEEDS_RECOVERY"))
         }
+        CommitFailure::Starting => retry(Code::Unavailable, error, STARTING_RETRY, "STARTING"),
         CommitFailure::Overloaded => retry(Code::ResourceExhausted, error, BUSY_RETRY, "BUSY"),
         CommitFailure::DiskFull(_) => retry(Code::ResourceExhausted, error, DISK_FULL_RETRY, "DISK_FULL"),
         CommitFailure::Stopped(_) => {
@@ -168,7 +171,7 @@ fn retry(code: Code, error: &CommitFailure, after: Duration, reason: &str) -> St
 pub(super) fn stopping() -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(STOPPING_RETRY));
     details.set_error_info("STOPPING", DOMAIN, []);
-    Status::with_error_details(Code::Unavailable, "this node stops; what was accepted is stored", details)
+    Status::with_error_details(Code::Unavailable, "the node is stopping; accepted bulletins are stored", details)
 }
 
 /// Maps a failed read of the store.
@@ -178,13 +181,17 @@ pub(super) fn read(error: &ReadError) -> Status {
         ReadError::Behind(_) => {
             let mut details = ErrorDetails::with_retry_info(Some(BEHIND_RETRY));
             details.set_error_info("BEHIND", DOMAIN, []);
-            Status::with_error_details(Code::Unavailable, "the store's view is being rebuilt; nothing is lost", details)
+            Status::with_error_details(
+                Code::Unavailable,
+                "the index database is being rebuilt; no data is lost",
+                details,
+            )
         }
         ReadError::DamagedEntry(damaged) => {
             tracing::error!(%error, "an entry could not be read");
             let entry = match &damaged.entry {
                 Some((feed, index, _)) => format!("{feed} {index}"),
-                None => format!("what arrived as number {}", damaged.offset),
+                None => format!("the entry at offset {}", damaged.offset),
             };
             let message = format!("{entry} is damaged in this node's store");
             Status::with_error_details(Code::DataLoss, message, ErrorDetails::with_error_info("DAMAGED", DOMAIN, []))
@@ -192,7 +199,7 @@ pub(super) fn read(error: &ReadError) -> Status {
         ReadError::Damaged(_) => {
             tracing::error!(%error, "the store could not be read");
             let details = ErrorDetails::with_error_info("DAMAGED", DOMAIN, []);
-            Status::with_error_details(Code::DataLoss, "this node's store is damaged there", details)
+            Status::with_error_details(Code::DataLoss, "the requested part of this node's store is damaged", details)
         }
         ReadError::Io(_) => {
             tracing::error!(%error, "the store could not be read");
@@ -219,8 +226,8 @@ pub(super) fn export(error: &ExportError) -> Status {
             not_now("TOO_LARGE", None)
         }
         ExportError::Evidence(error) => {
-            tracing::error!(%error, "what is held is no evidence");
-            Status::internal("the parts held here are no evidence")
+            tracing::error!(%error, "the parts held here do not form valid evidence");
+            Status::internal("the parts held here do not form valid evidence")
         }
     }
 }
@@ -251,12 +258,12 @@ pub(super) fn publish_error(status: &Status) -> proto::PublishError {
 /// unknown, or the node was recovered after it was recorded. `recorded` is the recorded offset in
 /// the second case.
 pub(super) fn unknown_subscription(name: &str, recorded: Option<u64>) -> Status {
-    let begin = "give the cursor of the last event that was received, or say `begin`: `now` or `beginning`";
+    let begin = "give the cursor of the last event received, or set `begin` to `now` or `beginning`";
     let message = match recorded {
-        None => format!("no subscription `{name}` of the caller is known; to create it, {begin}"),
+        None => format!("the caller has no subscription `{name}`; to create it, {begin}"),
         Some(offset) => format!(
-            "subscription `{name}` was recorded at offset {offset} before this node was recovered, and offsets may mean something else \
-             now; {begin}"
+            "subscription `{name}` was recorded at offset {offset} before this node was recovered, and offsets may \
+             have changed; {begin}"
         ),
     };
     let cause = if recorded.is_some() { "recovered" } else { "unknown" };
@@ -269,8 +276,8 @@ pub(super) fn filter_differs(recorded: &str, requested: &str) -> Status {
     let cut = |text: &str| text.chars().take(LINE_CHARS_MAX).collect::<String>();
     let (recorded, requested) = (cut(recorded), cut(requested));
     let message = format!(
-        "the subscription has another filter: recorded is `{recorded}`, requested is `{requested}`; request the recorded one, or \
-         `replace_filter` and say where to begin"
+        "the subscription has another filter: recorded is `{recorded}`, requested is `{requested}`; request the \
+         recorded one, or set `replace_filter` and `begin`"
     );
     let info = [("recorded".to_owned(), recorded), ("requested".to_owned(), requested)];
     with_info(Code::FailedPrecondition, message, "FILTER_DIFFERS", info)
@@ -278,7 +285,7 @@ pub(super) fn filter_differs(recorded: &str, requested: &str) -> Status {
 
 /// Status for a cursor of another history of the store, where only this history is accepted.
 pub(super) fn cursor_mismatch(field: &str, cause: &str) -> Status {
-    let message = format!("`{field}` is of another history of this node's store ({cause}); begin again");
+    let message = format!("`{field}` belongs to another state of this node's store ({cause}); begin again");
     let info = [("field".to_owned(), field.to_owned()), ("cause".to_owned(), cause.to_owned())];
     with_info(Code::FailedPrecondition, message, "CURSOR_MISMATCH", info)
 }

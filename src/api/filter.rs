@@ -190,7 +190,7 @@ impl Api {
         self.record_denied(&caller.path, method, reason);
         Err(errors::denied_field(
             reason,
-            "the caller reads nothing of what it asks for",
+            "the filter matches nothing that the caller may read",
             &denied.field,
             &denied.value,
             "something that the node's access rules let you read",

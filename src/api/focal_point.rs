@@ -57,7 +57,7 @@ impl FocalPoint for Api {
         // To the caller, a bulletin that is not visible does not exist.
         let not_visible = |entry: &Entry| self.not_visible(&caller, entry).map(NotVisible::reason);
         let found = self.find_for(&caller, methods::GET.name, (&owner, uuid), not_visible).await?;
-        let entry = found.ok_or_else(|| Status::not_found("no such bulletin is held for you"))?;
+        let entry = found.ok_or_else(|| Status::not_found("no such bulletin that you may read is held here"))?;
         let response = self.reading_for(&call, false, move |api| {
             let state = Some(api.state(&caller, &entry)?);
             let own = owner == *api.me();

@@ -63,7 +63,7 @@ impl HistoryQuery {
         }
         let token = Cursor::parse(&page_token);
         if token.is_none() && !page_token.is_empty() {
-            faults.add("page_token", &page_token, "the next_page_token of a page before");
+            faults.add("page_token", &page_token, "the next_page_token of a previous page");
         }
         faults.check()?;
         let before = token.as_ref().map_or(end, |token| token.offset() + 1);

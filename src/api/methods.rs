@@ -184,7 +184,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(count, METHODS.len(), "and nothing else does");
+        assert_eq!(count, METHODS.len(), "and no other method is listed");
     }
 
     #[test]

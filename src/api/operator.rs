@@ -121,7 +121,7 @@ impl Operator for Api {
         let feed =
             text.parse().map_err(|_| errors::argument("feed", text, "a feed such as ma.rabat.example/feed/1"))?;
         if !self.node.resume_feed(&feed).await.map_err(Status::unavailable)? {
-            return Err(errors::argument("feed", text, "a feed of which two histories were seen here"));
+            return Err(errors::argument("feed", text, "a feed with a recorded fork"));
         }
         audit(&AuditEvent {
             event: "feed-resumed",

@@ -366,7 +366,7 @@ impl Api {
                 self.without_topic(caller, &draft)
             });
         }
-        let random: [u8; 26] = random::bytes().map_err(|_| Status::internal("no random numbers"))?;
+        let random: [u8; 26] = random::bytes().map_err(|_| Status::internal("the random number generator failed"))?;
         let (salt, rest) = random.split_at(SALT_BYTES);
         let (Ok(salt), Ok(rest)) = (salt.try_into(), rest.try_into()) else { return Err(errors::defect()) };
         match self.validated(caller, &draft, salt, rest).await {
@@ -460,7 +460,7 @@ impl Api {
         }
     }
 
-    /// Waits while the node starts.
+    /// Waits while the node starts, for at most [`START_WAIT`].
     async fn ready(&self) -> Result<(), Status> {
         let mut publish_state = self.committer.publish_state();
         let started = tokio::time::timeout(
@@ -476,7 +476,8 @@ impl Api {
                 PublishState::Stopped(reason) => Err(errors::commit(&CommitFailure::Stopped(reason.clone()))),
                 PublishState::Open | PublishState::Starting => Ok(()),
             },
-            Ok(Err(_)) | Err(_) => Err(errors::commit(&CommitFailure::Overloaded)),
+            Ok(Err(_)) => Err(errors::commit(&CommitFailure::Stopped("shutting down".into()))),
+            Err(_) => Err(errors::commit(&CommitFailure::Starting)),
         }
     }
 }

@@ -100,15 +100,17 @@ impl CallLimiter {
             *self.open.lock().entry(method).or_default() += 1;
             return Ok(OpenStream { call_limiter: Arc::clone(self), path: path.to_owned(), method });
         }
-        let message = format!("the caller has {} streams open, as many as it may", limits.streams);
+        let message = format!("the caller has {} open streams, its limit", limits.streams);
         self.record_once(path, method, "STREAMS", &message, now);
         Err(errors::exhausted("STREAMS", message, Some(STREAMS_RETRY)))
     }
 
     /// Returns the status for a caller that has as many named subscriptions as it may.
     pub(super) fn too_many_names(&self, path: &str, limits: &Limits, method: &'static str, now: Instant) -> Status {
-        let message =
-            format!("the caller has {} named subscriptions, as many as it may; use one of them", limits.subscriptions);
+        let message = format!(
+            "the caller has {} named subscriptions, its limit; use or delete one of them",
+            limits.subscriptions
+        );
         self.record_once(path, method, "SUBSCRIPTIONS", &message, now);
         errors::exhausted("SUBSCRIPTIONS", message, None)
     }
@@ -266,7 +268,11 @@ mod tests {
         call_limiter.call("agency/one", &LIMITS, CALL, begun + Duration::from_millis(100)).unwrap();
         assert!(call_limiter.call("agency/one", &LIMITS, CALL, begun + Duration::from_millis(100)).is_err());
         call_limiter.audit_limiter().summarize_all();
-        assert_eq!(captured.take(), ["call-denied rate agency/one FocalPoint.Get"], "the rest is one number");
+        assert_eq!(
+            captured.take(),
+            ["call-denied rate agency/one FocalPoint.Get"],
+            "the remaining denials are one counter"
+        );
     }
 
     #[test]
@@ -283,7 +289,7 @@ mod tests {
         let (call_limiter, now) = (Arc::new(CallLimiter::default()), Instant::now());
         let open = |path| call_limiter.open(path, &LIMITS, "FocalPoint.Subscribe", now);
         let (first, _second) = (open("one").unwrap(), open("one").unwrap());
-        let Err(status) = open("one") else { panic!("refused") };
+        let Err(status) = open("one") else { panic!("not rejected") };
         assert_eq!(status.code(), Code::ResourceExhausted);
         let _other = open("two").unwrap();
         drop(first);

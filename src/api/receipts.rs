@@ -114,9 +114,9 @@ impl Api {
             }
             // Another bulletin of the group has the id. It is durable now, and may be the same
             // bulletin.
-            PublishOutcome::DuplicateInGroup => match self.held(&pending.id)? {
+            PublishOutcome::DuplicateInCommit => match self.held(&pending.id)? {
                 Some(location) => self.first_receipt(issuer, &pending.draft, &pending.id, &location, Some(&head)),
-                None => Err(Status::internal("a defect of the node")),
+                None => Err(Status::internal("internal error of the node")),
             },
         };
         pending.iter().zip(&group.outcomes).map(receipt).collect()
@@ -149,7 +149,7 @@ impl Api {
         location: &Location,
         newest: Option<&Head>,
     ) -> Result<Receipt, Status> {
-        let defect = || Status::internal("a defect of the node");
+        let defect = || Status::internal("internal error of the node");
         let entries = self.store().entries(&location.feed, location.index, 1, usize::MAX);
         let entry = entries.map_err(|error| errors::read(&error))?.into_iter().next().ok_or_else(defect)?;
         let Content::Disclosed { envelope, header: Some(header) } = &entry.content else { return Err(id_conflict(id)) };
@@ -203,7 +203,7 @@ impl Api {
         let reached = cosigned.into_iter().find(|cosigned| covers(cosigned.size, held));
         let reached = reached.ok_or_else(|| {
             Status::unavailable(format!(
-                "no checkpoint of {feed} is held that includes entry {index} and can be proven"
+                "no checkpoint of {feed} that includes entry {index} and can be proven is held"
             ))
         })?;
         Ok(Head { feed: feed.clone(), note: reached.note, size: reached.size })

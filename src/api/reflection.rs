@@ -85,7 +85,7 @@ impl Reflection {
             }
             Some(MessageRequest::AllExtensionNumbersOfType(name)) => not_found(name),
             Some(MessageRequest::FileContainingExtension(extension)) => not_found(&extension.containing_type),
-            None => error(Code::InvalidArgument, "message_request is not one of those that this version knows".into()),
+            None => error(Code::InvalidArgument, "this version does not support this message_request".into()),
         };
         let valid_host = request.host.clone();
         v1::ServerReflectionResponse { valid_host, original_request: Some(request), message_response: Some(response) }
@@ -166,7 +166,7 @@ impl v1alpha::server_reflection_server::ServerReflection for Reflection {
     ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
         let me = self.clone();
         let response = move |request: v1alpha::ServerReflectionRequest| {
-            let same = |_: DecodeError| Status::internal("a defect of the node");
+            let same = |_: DecodeError| Status::internal("internal error of the node");
             let request = v1::ServerReflectionRequest::decode(request.encode_to_vec().as_slice()).map_err(same)?;
             v1alpha::ServerReflectionResponse::decode(me.response(request).encode_to_vec().as_slice()).map_err(same)
         };

@@ -100,7 +100,7 @@ impl Opening {
                 faults.add(
                     "after",
                     &offset.to_string(),
-                    "0; a number alone does not prove of which history it is: give a cursor",
+                    "0; an offset alone does not identify the state of the store: give a cursor",
                 );
             }
             Some(Start::Subscription(text)) => name = key(caller, &text, &mut faults),
@@ -176,7 +176,7 @@ impl Api {
                     return Err(errors::argument(
                         "begin",
                         "",
-                        "`now` or `beginning`, or a cursor: a changed filter begins anew",
+                        "`now` or `beginning`, or a cursor: a changed filter needs a new start",
                     ));
                 }
                 (true, Some(begin)) => begin,
@@ -328,7 +328,7 @@ impl Api {
             faults.add(
                 "offset",
                 &offset.to_string(),
-                "absent; a number does not prove of which history it is: give a cursor",
+                "absent; an offset alone does not identify the state of the store: give a cursor",
             );
         }
         let cursor = match Cursor::decode(&cursor) {
@@ -367,7 +367,7 @@ impl Api {
         let prefix = format!("{}/", caller.path);
         let after = if page_token.is_empty() { Some(prefix.clone()) } else { key(caller, &page_token, &mut faults) };
         if after.is_none() {
-            return Err(errors::argument("page_token", &page_token, "the next_page_token of a page before"));
+            return Err(errors::argument("page_token", &page_token, "the next_page_token of a previous page"));
         }
         let page_max = if page_size == 0 { PAGE_MAX } else { (page_size as usize).min(PAGE_MAX) };
         let newest_offset = self.store().end_offset() - 1;
@@ -447,7 +447,7 @@ impl Api {
             let keys: Vec<String> = self.keys_after(String::new()).map(|(key, _)| key).collect();
             let turn = self.naming.lock().await;
             if let Err(error) = self.expire(keys).await {
-                tracing::warn!(%error, "unused subscriptions could not be removed; it is tried again");
+                tracing::warn!(%error, "unused subscriptions could not be removed; retrying later");
             }
             drop(turn);
             tokio::select! {

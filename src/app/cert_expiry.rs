@@ -97,7 +97,7 @@ mod tests {
     fn short_lifetime_is_alarmed_in_its_last_third() {
         let (begin, day) = (1_800_000_000, 86_400);
         let week = |now| expiry((begin, begin + 7 * day), now).is_some();
-        assert!(!week(begin) && !week(begin + 4 * day), "a list that is renewed every week is in order");
+        assert!(!week(begin) && !week(begin + 4 * day), "a weekly CRL raises no alarm");
         assert!(week(begin + 5 * day) && week(begin + 8 * day));
     }
 }

@@ -40,16 +40,20 @@ pub(super) async fn announce_closed_epochs(committer: Committer, exchange: Excha
                 let bulletin = match feed_closed_bulletin(&tree, rosters.load().newest()) {
                     Ok(bulletin) => bulletin,
                     Err(error) => {
-                        tracing::error!(feed = %tree.feed, %error, "the end of an epoch cannot be named");
+                        tracing::error!(feed = %tree.feed, %error, "the end of an epoch cannot be announced");
                         done.insert(tree.feed, tree.size);
                         continue;
                     }
                 };
                 if let Err(failure) = committer.publish(vec![bulletin]).await {
-                    tracing::warn!(feed = %tree.feed, %failure, "the end of an epoch is not named yet");
+                    tracing::warn!(feed = %tree.feed, %failure, "the end of an epoch is not announced yet");
                     continue;
                 }
-                tracing::info!(feed = %tree.feed, size = tree.size, "more of an epoch that is over turned up: named");
+                tracing::info!(
+                    feed = %tree.feed,
+                    size = tree.size,
+                    "more entries of an ended epoch were found and announced"
+                );
             }
             done.insert(tree.feed, tree.size);
         }

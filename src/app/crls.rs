@@ -121,7 +121,7 @@ impl Crls {
     pub(super) fn load_stored(&self, records: &[CrlRecord]) {
         for record in records {
             if let Err(error) = self.held.offer(&record.der, &self.trust) {
-                tracing::info!(authority = record.authority, %error, "a kept revocation list is left aside");
+                tracing::info!(authority = record.authority, %error, "a stored CRL is skipped");
             }
         }
     }
@@ -149,7 +149,7 @@ fn ders(path: &Path, bytes: &[u8]) -> Result<Vec<Vec<u8>>, AppError> {
     let crls: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(bytes).collect();
     let crls = crls.map_err(|error| malformed(error.to_string()))?;
     if crls.is_empty() {
-        return Err(malformed("neither DER nor a PEM `X509 CRL` in it".into()));
+        return Err(malformed("it contains neither DER nor a PEM `X509 CRL`".into()));
     }
     Ok(crls.iter().map(|list| list.to_vec()).collect())
 }
@@ -176,7 +176,7 @@ impl Revocations for Crls {
             self.record_rejection(
                 from,
                 "rate-limited",
-                &format!("{dropped} lists came faster than they are verified; newer ones are"),
+                &format!("{dropped} CRLs were replaced by newer ones before they were verified"),
             );
         }
     }

@@ -30,8 +30,8 @@ pub enum AppError {
         #[source]
         source: ChainError,
     },
-    /// A revocation list cannot be used.
-    #[error("the revocation list {path} cannot be used")]
+    /// A CRL cannot be used.
+    #[error("the CRL {path} cannot be used")]
     List {
         /// The file.
         path: PathBuf,
@@ -40,13 +40,13 @@ pub enum AppError {
         source: CrlError,
     },
     /// The node's first roster could not be persisted.
-    #[error("the first roster cannot be kept")]
+    #[error("the first roster cannot be persisted")]
     Persist(#[from] CommitFailure),
     /// The roster does not list this node as configured.
     #[error("the roster does not list {0}")]
     NotListed(String),
     /// A key file does not hold the key that the roster lists.
-    #[error("{path} holds no key that the roster lists: {reason}")]
+    #[error("{path} contains no key that the roster lists: {reason}")]
     Key {
         /// The file.
         path: PathBuf,
@@ -54,7 +54,7 @@ pub enum AppError {
         reason: String,
     },
     /// The node could not read what this process writes there.
-    #[error("{path} belongs to user {owner}, and this runs as user {user}")]
+    #[error("{path} belongs to user {owner}, but this process runs as user {user}")]
     OtherUser {
         /// The folder.
         path: PathBuf,
@@ -65,9 +65,7 @@ pub enum AppError {
     },
     /// The store is missing but the high-water mark is not. An empty store would make the feed need
     /// recovery, and the disk may only be unmounted.
-    #[error(
-        "there is no store in {data}, and the mark beside the keys says that this node has published {size} entries"
-    )]
+    #[error("there is no store in {data}, but by the high-water mark this node has published {size} entries")]
     StoreMissing {
         /// The expected folder.
         data: PathBuf,
@@ -100,15 +98,14 @@ pub enum AppError {
     },
     /// The metrics would be readable by anyone.
     #[error(
-        "figures are not shown on {0}, beyond this machine: set metrics.allow_non_loopback if something else keeps strangers out"
+        "metrics are not served on {0}, not a loopback address: set metrics.allow_non_loopback if access is \
+         restricted otherwise"
     )]
     MetricsNonLoopback(String),
     /// The handler of SIGHUP cannot be installed.
-    #[error("signals cannot be heard")]
+    #[error("the signal handler cannot be installed")]
     Signal(#[source] std::io::Error),
     /// The store failed while the node ran.
-    #[error(
-        "{0}; nothing of what was not answered is stored for certain: start the node again, it goes on from what the disk holds"
-    )]
+    #[error("{0}; work without a reply may be lost: restart the node, it continues from the state on the disk")]
     Stopped(String),
 }

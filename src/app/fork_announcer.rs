@@ -69,7 +69,7 @@ async fn publish(committer: &Committer, rosters: &RosterStore, file: &[u8]) -> b
         Ok(evidence) => evidence,
         Err(error) => {
             // Keys have left the roster since: nobody could verify the evidence.
-            tracing::warn!(%error, "evidence of two histories no longer convinces by this roster: it is not published");
+            tracing::warn!(%error, "the evidence of a fork is not valid by the current roster: it is not published");
             return true;
         }
     };
@@ -77,16 +77,16 @@ async fn publish(committer: &Committer, rosters: &RosterStore, file: &[u8]) -> b
     match feed_forked_bulletin(&evidence, &committer.feed().member, &roster) {
         Ok(bulletin) => match committer.publish(vec![bulletin]).await {
             Ok(_) => {
-                tracing::warn!(%feed, "every member is told of two histories");
+                tracing::warn!(%feed, "a fork is announced to every member");
                 true
             }
             Err(failure) => {
-                tracing::warn!(%feed, %failure, "members are not told of two histories yet");
+                tracing::warn!(%feed, %failure, "a fork is not announced yet");
                 false
             }
         },
         Err(error) => {
-            tracing::error!(%feed, %error, "members cannot be told of two histories");
+            tracing::error!(%feed, %error, "a fork cannot be announced");
             true
         }
     }

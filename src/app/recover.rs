@@ -79,14 +79,14 @@ pub enum RecoverError {
     #[error(transparent)]
     Open(#[from] OpenEpochError),
     /// Some peers were not reached, or did not send what they announced.
-    #[error("not everything that others hold could be fetched")]
+    #[error("not all entries that peers hold could be fetched")]
     Incomplete(Progress),
     /// A member to skip is not in the roster.
-    #[error("{0} is no member of the exchange")]
+    #[error("{0} is not a member of the exchange")]
     UnknownMember(Member),
     /// Members hold another fork of the feed than this node. An operator or the governors must
     /// decide which one is closed.
-    #[error("two histories of {feed} are signed: {evidence}")]
+    #[error("the fork of {feed} is not resolved: {evidence}")]
     UnresolvedFork {
         /// The feed.
         feed: FeedId,
@@ -94,7 +94,7 @@ pub enum RecoverError {
         evidence: String,
     },
     /// Recovery was stopped by its caller.
-    #[error("it was stopped before the epoch was opened")]
+    #[error("recovery was stopped before the epoch was opened")]
     Stopped,
 }
 
@@ -148,7 +148,7 @@ pub async fn recover(
         fetched => fetched?,
     };
     let opened = tokio::task::spawn_blocking(move || open_epoch(&store, &roster, &old, &next, &high_water_mark)).await;
-    Ok(opened.map_err(|_| AppError::Transport("opening the epoch ended in a panic".into()))??)
+    Ok(opened.map_err(|_| AppError::Transport("opening the epoch panicked".into()))??)
 }
 
 /// Whether the held fork is the one with which the roster closes the feed. Then no operator's

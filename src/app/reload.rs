@@ -24,23 +24,21 @@ pub(super) enum ReloadError {
     #[error(transparent)]
     Identity(#[from] TransportError),
     /// Peers would reject the certificate.
-    #[error("{path} would be refused: {rejection}")]
+    #[error("peers would reject {path}: {rejection}")]
     Rejected {
         /// The file.
         path: String,
         /// The reason.
         rejection: Rejection,
     },
-    /// A revocation list has the number of another one.
-    #[error(
-        "{path} differs from the revocation list in force and has the same number: issue it again with a higher CRL number"
-    )]
+    /// A CRL has the number of another one.
+    #[error("{path} differs from the CRL in force and has the same number: issue it again with a higher CRL number")]
     List {
         /// The file.
         path: String,
     },
     /// The changes could not be persisted.
-    #[error("it cannot be kept: {0}")]
+    #[error("the changes cannot be persisted: {0}")]
     Commit(#[from] CommitFailure),
 }
 
@@ -101,7 +99,7 @@ impl Node {
         }
         for (path, list) in newer {
             if self.crls.held.accept(list) {
-                changes.push(format!("revocation list of {}: {}", list.crl().trust_domain, path.display()));
+                changes.push(format!("CRL of {}: {}", list.crl().trust_domain, path.display()));
             }
         }
         if renewed {

@@ -95,7 +95,7 @@ async fn ask_peers(config: &NodeConfig, repair: &mut Repair) -> Result<BTreeMap<
         if wanted.is_empty() {
             break;
         }
-        let mut failure = "the roster lists no endpoint of it".to_owned();
+        let mut failure = "the roster lists no endpoint of this peer".to_owned();
         for endpoint in &peer.endpoints {
             let channel = match dialer.dial(&peer.code, endpoint).await {
                 Ok(channel) => channel,

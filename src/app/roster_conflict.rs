@@ -72,10 +72,10 @@ mod tests {
             let closed = ClosedFeed { epoch, size, root };
             rejected(&store, std::iter::once((&feed.member, &closed)))
         };
-        assert!(found(1, 5, whole).is_empty(), "it is the one that was settled");
-        assert!(found(1, 6, whole).is_empty(), "the rest may come");
-        assert!(found(2, 1, whole).is_empty(), "of the next epoch nothing is held");
+        assert!(found(1, 5, whole).is_empty(), "it is the closed tree");
+        assert!(found(1, 6, whole).is_empty(), "the remaining entries may be backfilled");
+        assert!(found(2, 1, whole).is_empty(), "nothing is held of the next epoch");
         assert_eq!(found(1, 5, Hash([1; 32])), std::slice::from_ref(&feed));
-        assert_eq!(found(1, 4, closed_tree.root()), std::slice::from_ref(&feed), "an entry too many");
+        assert_eq!(found(1, 4, closed_tree.root()), std::slice::from_ref(&feed), "one entry more than the closed tree");
     }
 }

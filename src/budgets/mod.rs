@@ -60,7 +60,7 @@ pub enum Class {
 
 /// A charge that does not fit now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{budget}: {owner} uses {used} of {bound} {unit} and asks for {requested} more")]
+#[error("{budget}: {owner}: {used} of {bound} {unit} in use, {requested} more requested")]
 pub struct OverBudget {
     /// Name of the budget.
     pub budget: &'static str,
@@ -137,6 +137,8 @@ pub struct Usage {
 
 /// For [`Class::Reserved`] an owner may exceed its own bound by one part in this many.
 const OWN_RESERVE_PART: u64 = 8;
+/// The owner in an [`OverBudget`] whose total was reached.
+const ALL_OWNERS: &str = "all together";
 /// Owners listed in a [`Usage`]. Owners at their bound are among them.
 pub const USAGE_OWNERS_MAX: usize = 5;
 
@@ -174,10 +176,15 @@ impl Budget {
     /// [`OverBudget`]. Nothing is charged.
     pub fn try_charge_in_turn(&self, owner: &Owner, class: Class, amount: u64) -> Result<Charge, OverBudget> {
         let mut state = self.shared.state.lock();
-        let others_wait = state.full[usize::from(class == Class::Reserved)];
-        if others_wait || !state.waiting.is_empty() && state.waiting.has(&(owner.clone(), class)) {
+        let total_blocked = state.full[usize::from(class == Class::Reserved)];
+        if total_blocked || !state.waiting.is_empty() && state.waiting.has(&(owner.clone(), class)) {
             state.denied += 1;
-            return Err(self.shared.over(owner, state.used_by(owner), self.shared.bounds.per_owner, amount));
+            let over = if total_blocked {
+                self.shared.over(ALL_OWNERS, state.used, self.shared.usable(class), amount)
+            } else {
+                self.shared.over(owner, state.used_by(owner), self.shared.own_bound(class), amount)
+            };
+            return Err(over);
         }
         self.shared.add(&mut state, owner, class, amount)?;
         drop(state);
@@ -323,7 +330,7 @@ impl Shared {
         let over = if own.saturating_add(amount) > self.own_bound_now(state, class, amount) {
             self.over(owner, own, self.own_bound_now(state, class, amount), amount)
         } else if state.used.saturating_add(amount) > self.usable(class) {
-            self.over("all together", state.used, self.usable(class), amount)
+            self.over(ALL_OWNERS, state.used, self.usable(class), amount)
         } else {
             state.used += amount;
             state.high_water = state.high_water.max(state.used);
@@ -374,7 +381,7 @@ impl Drop for WaitGuard<'_> {
 }
 
 /// Units charged to an owner. Dropping it releases them.
-#[must_use = "dropping a charge gives it back"]
+#[must_use = "dropping a charge releases it"]
 pub struct Charge {
     budget: Budget,
     owner: Owner,
@@ -446,7 +453,7 @@ impl Budgets {
     #[must_use]
     pub fn of(&self, spec: &'static BudgetSpec) -> &Budget {
         let found = self.all.iter().find(|budget| budget.shared.spec.name == spec.name);
-        found.expect("every budget that code names stands in the table: a test compares them")
+        found.expect("every BudgetSpec is in BUDGETS: a test compares them")
     }
 
     /// Returns the usage of each budget, in the order of the table.

@@ -37,7 +37,7 @@ pub static API_CALLS: BudgetSpec = BudgetSpec {
     reserve_shares: 8,
     // Headers, task and buffers of one HTTP/2 stream.
     memory_bytes: 16 << 10,
-    reason: "As many calls of one system as one commit can hold entries; the reserve is for operators and for publishing",
+    reason: "One system may have as many calls as a commit has entries. The reserve is for operators and publishing",
 };
 
 /// Bytes of requests without a response yet.
@@ -49,7 +49,8 @@ pub static API_REQUEST_BYTES: BudgetSpec = BudgetSpec {
     reserve_shares: 8,
     // Encoded and decoded.
     memory_bytes: 2,
-    reason: "Fifty officers with a large attachment list each, and one system at full speed: 1,024 calls of 32 KiB; the reserve is for publishing and operators",
+    reason: "Fifty officers with a large attachment list each, and one system at full speed (1,024 calls of 32 KiB). \
+             The reserve is for publishing and operators",
 };
 
 /// Bytes of responses that clients have not read yet.
@@ -62,7 +63,8 @@ pub static API_RESPONSE_BYTES: BudgetSpec = BudgetSpec {
     // The largest possible size is charged before a response is built, and released when HTTP/2 has
     // sent the last byte.
     memory_bytes: 1,
-    reason: "Thirty full pages of one identity at once; a reader that does not read holds no more, and the reserve answers publishers",
+    reason: "Thirty full pages of one identity at once. A client that does not read holds no more. The reserve is \
+             for responses to publishers",
 };
 
 /// Large reads of the store: pages of history, bulletins with their state.
@@ -73,7 +75,8 @@ pub static API_READS: BudgetSpec = BudgetSpec {
     bounds: Bounds { total: 48 * MIB, per_owner: 16 * MIB, reserved: 8 * MIB },
     reserve_shares: 8,
     memory_bytes: 1,
-    reason: "8 MiB for each: entries read until it is known which are shown. A page may look at 50,000 entries, so two of one caller at a time leave the processor to publishing; the others wait, callers in turn",
+    reason: "Each read is charged 8 MiB: the entries read before invisible ones are dropped. A page may scan 50,000 \
+             entries, so two reads per caller leave the processor to publishing; other reads wait, callers in turn",
 };
 
 /// Evidence files that are being assembled.
@@ -84,7 +87,8 @@ pub static API_EVIDENCE: BudgetSpec = BudgetSpec {
     bounds: Bounds { total: 128 * MIB, per_owner: 128 * MIB, reserved: 0 },
     reserve_shares: 1,
     memory_bytes: 1,
-    reason: "One at a time: it is read, hashed and verified whole, 64 MiB at most and its parts, in some ten milliseconds; the others wait",
+    reason: "One file at a time: up to 64 MiB and its parts are read, hashed and verified in some ten milliseconds. \
+             Others wait",
 };
 
 /// Operators' calls to the operator service.
@@ -95,7 +99,7 @@ pub static OPERATOR_CALLS: BudgetSpec = BudgetSpec {
     bounds: Bounds { total: 128, per_owner: 32, reserved: 0 },
     reserve_shares: 1,
     memory_bytes: 16 << 10,
-    reason: "Operators see the status of a node that others use up: nobody else is charged here",
+    reason: "Operators can read the status of an overloaded node: no other caller is charged here",
 };
 
 /// Bytes of operators' requests and responses.
@@ -106,7 +110,7 @@ pub static OPERATOR_BYTES: BudgetSpec = BudgetSpec {
     bounds: Bounds { total: 32 * MIB, per_owner: 16 * MIB, reserved: 0 },
     reserve_shares: 1,
     memory_bytes: 1,
-    reason: "Some statuses and the evidence of forks at once, of two operators",
+    reason: "Several statuses and fork evidence at once, for two operators",
 };
 
 /// Calls that need no grant: health and reflection.
@@ -117,7 +121,8 @@ pub static OPEN_CALLS: BudgetSpec = BudgetSpec {
     bounds: Bounds { total: 512, per_owner: 32, reserved: 256 },
     reserve_shares: 8,
     memory_bytes: 16 << 10,
-    reason: "Whoever has a certificate may ask whether the node serves; a balancer watches each service once for each of its workers. The reserve is for callers with a grant",
+    reason: "Every certificate holder may check health. A load balancer watches each service once per worker. The \
+             reserve is for callers with a grant",
 };
 
 /// Connections to the API.
@@ -129,7 +134,8 @@ pub static API_CONNECTIONS: BudgetSpec = BudgetSpec {
     reserve_shares: 1,
     // 640 KiB of received data that is not read yet, and buffers of TLS and HTTP/2.
     memory_bytes: 704 << 10,
-    reason: "Hundreds of posts; one connection of a system carries all its calls, 64 allow one for each of its workers. The reserve is for operators",
+    reason: "Hundreds of posts. One connection carries all calls of a system; 64 allow one per worker. The reserve \
+             is for operators",
 };
 
 /// Connections of peers.
@@ -141,7 +147,7 @@ pub static EXCHANGE_CONNECTIONS: BudgetSpec = BudgetSpec {
     reserve_shares: 1,
     // 1 MiB of received data that is not read yet, and buffers of TLS, Zstandard and HTTP/2.
     memory_bytes: 1_152 << 10,
-    reason: "A hundred members, each with one link, another that takes its place, and those that broke and are not noticed yet",
+    reason: "A hundred members with one link each, a second one while it is replaced, and broken ones not noticed yet",
 };
 
 /// Bytes of a peer's frames that are not committed yet.
@@ -152,7 +158,8 @@ pub static LINK_BYTES: BudgetSpec = BudgetSpec {
     bounds: Bounds { total: 256 * MIB, per_owner: 24 * MIB, reserved: 0 },
     reserve_shares: 1,
     memory_bytes: 2,
-    reason: "Batches on their way (8 MiB), in the reader and at the committer; beyond it the link is not read, and the peer waits",
+    reason: "Batches in flight (8 MiB), in the receiver and at the committer. Beyond it the link is not read, and \
+             the peer waits",
 };
 
 /// Links that peers have opened.
@@ -163,7 +170,7 @@ pub static LINK_CALLS: BudgetSpec = BudgetSpec {
     bounds: Bounds { total: 512, per_owner: 8, reserved: 0 },
     reserve_shares: 1,
     memory_bytes: 16 << 10,
-    reason: "One link of each member, another that takes its place, and those that broke and are not noticed yet",
+    reason: "A hundred members with one link each, a second one while it is replaced, and broken ones not noticed yet",
 };
 
 /// Bytes of frames sent to a peer that dialled, until the peer has received them.
@@ -174,7 +181,7 @@ pub static LINK_SENT_BYTES: BudgetSpec = BudgetSpec {
     bounds: Bounds { total: 128 * MIB, per_owner: 16 * MIB, reserved: 0 },
     reserve_shares: 1,
     memory_bytes: 1,
-    reason: "Two batches on each of a member's links; the next one is made when HTTP/2 has sent them",
+    reason: "Two batches on each of a member's links. The next is built when HTTP/2 has sent them",
 };
 
 /// Bytes of log lines in a minute.
@@ -185,7 +192,8 @@ pub static LOG_BYTES: BudgetSpec = BudgetSpec {
     bounds: Bounds { total: MIB, per_owner: 64 << 10, reserved: 256 << 10 },
     reserve_shares: 1,
     memory_bytes: 0,
-    reason: "A minute's lines: some hundred of one caller, peer or address, and 1.5 GB a day under attack; what is beyond is counted. The reserve is for alarms and errors",
+    reason: "One minute of log lines: some hundred per source, 1.5 GB a day under attack. Further lines are only \
+             counted. The reserve is for alarms and errors",
 };
 
 /// All budgets, in the order of the documentation.
@@ -227,16 +235,18 @@ pub static PEER_WORK: RateSpec = RateSpec {
     unit: "units of some 5 µs",
     of: "member",
     rate: Rate { per_second: 65_536.0, burst: 262_144.0 },
-    reason: "A third of a processor: a peer that catches up at full speed with the longest notes stays below; beyond it the link is not read",
+    reason: "A third of a processor. A peer that catches up at full speed with the longest notes stays below it. \
+             Beyond it the link is not read",
 };
 
 /// Bytes of custody notes that add little.
 pub static CUSTODY_BYTES: RateSpec = RateSpec {
     name: "custody_bytes",
-    unit: "bytes beyond 1 KiB a note and 128 bytes an entry",
+    unit: "bytes above 1 KiB per note and 128 bytes per entry",
     of: "member",
     rate: Rate { per_second: 4_096.0, burst: 8_388_608.0 },
-    reason: "Notes on what was backfilled here and there state again what is not held, in up to 64 KiB; beyond it they are dropped",
+    reason: "Notes about scattered backfills list the missing ranges again, in up to 64 KiB. Beyond it notes are \
+             dropped",
 };
 
 /// Custody notes that add nothing but an earlier time.
@@ -245,25 +255,27 @@ pub static EARLIER_CUSTODY: RateSpec = RateSpec {
     unit: "notes",
     of: "member",
     rate: Rate { per_second: 1.0 / 60.0, burst: 16.0 },
-    reason: "Notes that were delayed on their way: the times of an honest holder ascend; beyond it they are dropped",
+    reason: "Delayed notes: an honest holder's times ascend. Beyond it notes are dropped",
 };
 
 /// Bytes of CRLs that are verified.
 pub static CRL_BYTES: RateSpec = RateSpec {
     name: "crl_bytes",
-    unit: "bytes, 16 KiB a list at least",
+    unit: "bytes, at least 16 KiB per CRL",
     of: "member",
     rate: Rate { per_second: 1_048_576.0, burst: 8_388_608.0 },
-    reason: "The largest list each second, and lists of a whole exchange at once; of more the newest is verified first, and takes effect within a second",
+    reason: "The largest CRL every second, and the CRLs of a whole exchange at once. If there are more, the newest \
+             is verified first and takes effect within a second",
 };
 
 /// Bytes that named subscriptions add to the log.
 pub static SUBSCRIPTION_BYTES: RateSpec = RateSpec {
     name: "subscription_bytes",
-    unit: "bytes made durable",
+    unit: "bytes persisted",
     of: "identity",
     rate: Rate { per_second: 4_096.0, burst: 4_194_304.0 },
-    reason: "Every name with the longest filter twice at once, or forty acknowledgements a second in the long run; beyond it names are refused and acknowledgements wait",
+    reason: "Every name with the longest filter twice at once, or forty acknowledgements a second in the long run. \
+             Beyond it changes of names are rate-limited, and acknowledgements wait",
 };
 
 /// All rates, in the order of the documentation.
@@ -326,7 +338,7 @@ pub const NOTES: &[(&str, &[&str])] = &[
     ("cosignature", &["link_bytes", "peer_work"]),
     ("custody note", &["link_bytes", "peer_work", "custody_bytes", "earlier_custody"]),
     ("equivocation", &["link_bytes", "peer_work"]),
-    ("revocation list", &["link_bytes", "peer_work", "crl_bytes"]),
+    ("CRL", &["link_bytes", "peer_work", "crl_bytes"]),
     ("roster", &["link_bytes", "peer_work"]),
 ];
 
@@ -414,7 +426,7 @@ mod tests {
         let frames = frames.split('}').next().unwrap().lines().map(str::trim).filter(|line| !line.starts_with("//"));
         let frames: BTreeSet<String> =
             frames.filter_map(|line| Some(line.split(" = ").next()?.split(' ').nth(1)?.to_owned())).collect();
-        assert!(calls.len() > 10 && frames.len() > 15, "the test is blind: {calls:?} {frames:?}");
+        assert!(calls.len() > 10 && frames.len() > 15, "the test checks nothing: {calls:?} {frames:?}");
         let named = |rows: &[(&str, &[&str])]| rows.iter().map(|(name, _)| (*name).to_owned()).collect::<BTreeSet<_>>();
         assert_eq!(named(CALLS), calls);
         assert_eq!(named(FRAMES), frames);

@@ -44,7 +44,7 @@ fn budget_bounds_each_owner_and_the_total() {
     drop((held, reserved));
     let usage = budget.usage();
     assert_eq!((usage.used, usage.high_water, usage.denied), (20, 98, 4));
-    assert_eq!(usage.owners, [(two, 20)], "who uses nothing is forgotten");
+    assert_eq!(usage.owners, [(two, 20)], "owners without usage are removed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,7 +84,8 @@ async fn owner_with_many_waiting_charges_does_not_block_another() {
     let alone = spawn(&few, 60);
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert!(!alone.is_finished() && !flood.first().unwrap().is_finished());
-    assert!(budget.try_charge_in_turn(&identity("third"), Class::Ordinary, 1).is_err(), "others wait");
+    let over = budget.try_charge_in_turn(&identity("third"), Class::Ordinary, 1).err().unwrap();
+    assert_eq!((over.owner.as_str(), over.used, over.bound), ("all together", 40, 80), "others wait for the total");
     held.clear();
     let first = tokio::time::timeout(Duration::from_secs(1), flood.remove(0)).await.unwrap().unwrap();
     drop(first);
@@ -103,7 +104,7 @@ async fn charge_waiting_for_its_owner_bound_blocks_no_other_owner() {
     drop(budget.try_charge_in_turn(&two, Class::Ordinary, 10).unwrap());
     drop(budget.try_charge_in_turn(&one, Class::Reserved, 5).unwrap());
     assert_eq!(budget.usage().denied, denied);
-    assert!(budget.try_charge_in_turn(&one, Class::Ordinary, 1).is_err(), "its own are in order");
+    assert!(budget.try_charge_in_turn(&one, Class::Ordinary, 1).is_err(), "charges of one owner are granted in order");
     drop(held);
     assert_eq!(waits.await.amount(), 10);
 }

@@ -121,17 +121,15 @@ impl<B> RequestBody<B> {
             timer.as_mut().reset(at);
         }
         ready!(timer.as_mut().poll(context));
-        let status = deadline_exceeded(
-            "BODY_TIMEOUT",
-            "the request has not come: nothing of it for 20 s, or not all within 256 s",
-        );
+        let status =
+            deadline_exceeded("BODY_TIMEOUT", "request timeout: no data for 20 s, or not complete within 256 s");
         Poll::Ready(self.call.ended("BODY_TIMEOUT", status))
     }
 }
 
 fn too_large(found: usize, max: usize) -> Status {
     let details = ErrorDetails::with_error_info("MESSAGE_TOO_LARGE", DOMAIN, []);
-    let message = format!("the message is too large: it has {found} bytes, and {max} are taken");
+    let message = format!("the message is too large: it has {found} bytes, at most {max} are accepted");
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 

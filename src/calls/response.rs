@@ -94,8 +94,7 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
             me.rest = Bytes::new();
             let mut trailers = HeaderMap::new();
             // The status has only valid header characters, so this cannot fail.
-            let _ = deadline_exceeded("DEADLINE", "the time that the caller gave the call is over")
-                .add_header(&mut trailers);
+            let _ = deadline_exceeded("DEADLINE", "the deadline of the call has passed").add_header(&mut trailers);
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         if let Some(room) = &mut me.room {

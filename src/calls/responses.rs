@@ -129,7 +129,7 @@ mod tests {
             assert!(responses.send(Ok(vec![7_u8; 1 << 20]), None).await);
             assert!(messages.next().await.is_some());
         }
-        assert!(budget.usage().high_water < 2 << 20, "each is given back as it is taken");
+        assert!(budget.usage().high_water < 2 << 20, "each charge is released when its response is sent");
         assert!(responses.send(Ok(vec![7; 2 << 20]), None).await);
         let (sent, ()) = tokio::join!(responses.send(Ok(vec![7]), None), async { drop(messages) });
         assert!(!sent);

@@ -82,7 +82,7 @@ impl Calls {
         }
         let timeout = deadline::timeout(request.headers()).map_err(denied)?;
         if timeout.is_some_and(|timeout| timeout.is_zero()) {
-            return Err(denied(deadline_exceeded("DEADLINE", "the caller gave the call no time")));
+            return Err(denied(deadline_exceeded("DEADLINE", "the timeout of the call is zero")));
         }
         let path = request.uri().path().to_owned();
         let terms = self.admission.admit(&path, request.extensions_mut()).map_err(denied)?;
@@ -137,9 +137,9 @@ impl Calls {
             let handled = handle(routes, request, &call, (bytes_max, one_request), response_bytes);
             let response = match deadline {
                 None => handled.await,
-                Some(at) => tokio::time::timeout_at(at, handled).await.unwrap_or_else(|_| {
-                    Err(deadline_exceeded("DEADLINE", "the time that the caller gave the call is over"))
-                }),
+                Some(at) => tokio::time::timeout_at(at, handled)
+                    .await
+                    .unwrap_or_else(|_| Err(deadline_exceeded("DEADLINE", "the deadline of the call has passed"))),
             };
             if one_request {
                 // The request has been handled, although the response may not have been read yet.

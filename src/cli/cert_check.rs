@@ -81,7 +81,7 @@ enum NotFit {
     #[error("it names {0}, not a node: a node's path is `node`")]
     NotNode(SpiffeId),
     /// It names a node, not a person or system.
-    #[error("it names {0}, a node, not a person or system: their path is another one than `node`")]
+    #[error("it names {0}, a node, not a person or system: their path is not `node`")]
     IsNode(SpiffeId),
 }
 
@@ -277,8 +277,8 @@ mod tests {
                 "more than one URI",
             ),
             (named(&["spiffe://ma.rabat.example/focal-point/x"]), "focal-point/x, not a node"),
-            (named(&["https://ma.rabat.example/node"]), "`https://ma.rabat.example/node` is no SPIFFE ID"),
-            (named(&["spiffe://ma.rabat.example"]), "`spiffe://ma.rabat.example` is no SPIFFE ID"),
+            (named(&["https://ma.rabat.example/node"]), "`https://ma.rabat.example/node` is not a SPIFFE ID"),
+            (named(&["spiffe://ma.rabat.example"]), "`spiffe://ma.rabat.example` is not a SPIFFE ID"),
         ];
         for (change, reason) in cases {
             let pem = authority.issue_changed("node", change).unwrap().certificate;
@@ -290,7 +290,7 @@ mod tests {
         assert!(checked(&pem, Some(CertificateUse::Node), Lang::En).is_ok());
         // The fault is reported without --for too.
         let pem = authority.issue_changed("node", named(&["https://ma.rabat.example/node"])).unwrap().certificate;
-        assert!(checked(&pem, None, Lang::En).unwrap_err().contains("is no SPIFFE ID"));
+        assert!(checked(&pem, None, Lang::En).unwrap_err().contains("is not a SPIFFE ID"));
         let pem = authority.issue_changed("node", |_| ()).unwrap().certificate;
         assert!(checked(&pem, None, Lang::En).is_ok());
     }

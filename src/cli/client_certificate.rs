@@ -183,7 +183,7 @@ mod tests {
         let year = own(365);
         assert!(!year.is_expiring(year.not_after - 31 * DAY));
         assert!(year.is_expiring(year.not_after - 30 * DAY));
-        assert!(!year.is_expiring(year.not_after + 1), "that it has ended is said by the node");
+        assert!(!year.is_expiring(year.not_after + 1), "the node reports that it has expired");
         let week = own(7);
         assert!(!week.is_expiring(week.not_before + 4 * DAY));
         assert!(week.is_expiring(week.not_before + 5 * DAY));

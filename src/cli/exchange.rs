@@ -122,7 +122,8 @@ impl InitArgs {
         let of = |codes: &[Member], kind| codes.iter().map(move |code| (code.clone(), kind)).collect::<Vec<_>>();
         let all = full.iter().chain(&self.observers).chain(&self.partners);
         if let Some(code) = all.into_iter().find(|code| !code.is_assigned()) {
-            let cause = format!("{code}: ISO 3166-1 assigns no country this code; an organisation has `x-` and a name");
+            let cause =
+                format!("{code}: ISO 3166-1 does not assign this code; the code of an organisation is `x-` and a name");
             return Err(Failure::usage("exchange-init").cause(cause));
         }
         let guests = [of(&self.observers, MemberKind::Observer), of(&self.partners, MemberKind::Partner)];

@@ -468,7 +468,7 @@ mod tests {
         details.add_bad_request_violation("header.topic", "`x` is not a topic");
         details.add_bad_request_violation("body.texts", "one is needed");
         details.set_retry_info(Some(Duration::from_millis(1500)));
-        let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, "refused", details);
+        let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, "rejected", details);
         let failure = Failure::from_status(&status);
         assert_eq!(failure.exit_code(), Exit::Failure);
         assert_eq!(failure.retry_after_ms(), Some(1500));
@@ -490,7 +490,7 @@ mod tests {
         );
         let rules = [("rule-0", "items-at-most"), ("rule-0-1", "20"), ("rule-1", "text-needed")];
         details.set_error_info("FIELDS", "barid", rules.map(|(key, value)| (key.to_owned(), value.to_owned())));
-        let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, "refused", details);
+        let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, "rejected", details);
         let failure = Failure::from_status(&status);
         let text = failure.lines(&Messages::new(Lang::Fr), &Output::plain()).join("\n");
         assert!(text.contains("header.incidents 90 items : attendu au plus 20 éléments"), "{text}");

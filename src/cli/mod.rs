@@ -66,7 +66,8 @@ pub use tls::channel;
     name = "barid",
     version,
     disable_help_subcommand = true,
-    after_help = "Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; verify: 10 signed only, 11 disputed, 12 invalid, 13 undecided, 14 two histories."
+    after_help = "Exit codes: 0 done, 1 failed or denied, 2 unusable command line or file, 3 not reached in time; \
+                  verify: 10 signed only, 11 disputed, 12 invalid, 13 undecided, 14 fork proven."
 )]
 pub struct Cli {
     /// Write one JSON object a line, for scripts.
@@ -262,7 +263,7 @@ async fn run_client(context: &Context, command: Command) -> Result<Exit, Failure
         Command::Health(args) => deadline::within(args.timeout, health::run(context, &args)).await,
         Command::Feed(args) => deadline::within(args.within.seconds(), feed::run(context, &args)).await,
         Command::Demo(args) => demo::run(context, &args).await,
-        _ => Err(Failure::new("internal").cause("not a command that speaks to a node")),
+        _ => Err(Failure::new("internal").cause("not a command that connects to a node")),
     }
 }
 

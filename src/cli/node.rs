@@ -65,7 +65,7 @@ pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> 
     // Reads and verifications without a caller end with the process.
     runtime.shutdown_timeout(LEFTOVERS_MAX);
     if let Ok(app::Stopped { streams, commits, cut }) = &ran {
-        tracing::info!(streams, commits, cut, "stopped: all that was accepted is stored");
+        tracing::info!(streams, commits, cut, "stopped: all accepted work is stored");
     }
     ran.map_err(|error| {
         let id = match error {

@@ -134,7 +134,7 @@ mod tests {
             let states = ["active", "cancelled", "superseded", "expired"];
             for (name, _) in states.into_iter().zip(terms) {
                 let term = messages.term("state", name);
-                assert_ne!((term.as_str(), lang == Lang::En), (name, false), "{lang:?} has a word of its own");
+                assert_ne!((term.as_str(), lang == Lang::En), (name, false), "{lang:?} has its own text");
                 let held = delivery("situation-report", Some(state(name, "", false)), Vec::new());
                 for text in surfaces(lang, &held) {
                     assert!(text.contains(&term), "{lang:?} {name}: {text}");
@@ -143,11 +143,11 @@ mod tests {
             }
             let cancelled = delivery("situation-report", Some(state("cancelled", "recovered", true)), Vec::new());
             for text in surfaces(lang, &cancelled) {
-                assert!(text.contains(&messages.term("reason", "recovered")), "{lang:?} says why: {text}");
+                assert!(text.contains(&messages.term("reason", "recovered")), "{lang:?} states the reason: {text}");
                 assert!(text.contains(&messages.text("state-perhaps-newer")), "{lang:?}: {text}");
             }
             for text in surfaces(lang, &delivery("situation-report", None, Vec::new())) {
-                assert!(text.contains(&messages.text("state-unknown")), "a node that says nothing: {text}");
+                assert!(text.contains(&messages.text("state-unknown")), "a node that reports no state: {text}");
             }
         }
     }

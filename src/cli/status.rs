@@ -280,8 +280,8 @@ mod tests {
     fn publishing_state_is_localized() {
         let french = Messages::new(Lang::Fr);
         assert_eq!(
-            publishing(&french, "needs-recovery: the mark is missing"),
-            "NON : rétablissement nécessaire : the mark is missing"
+            publishing(&french, "needs-recovery: the high-water mark is missing"),
+            "NON : rétablissement nécessaire : the high-water mark is missing"
         );
         assert!(publishing(&french, "stopped: the store has failed").contains("stockage"));
         assert_eq!(publishing(&french, "yes"), french.text("publishing-yes"));

@@ -175,7 +175,11 @@ impl Writer {
             Ok(root) if root == cosigned_root => MayAttest::Yes,
             Ok(_) => {
                 if self.shared.cosignature_conflicts.lock().insert(feed.clone()) {
-                    tracing::error!(%feed, size = last_cosigned.size, "this node has cosigned another history: it says nothing of this one");
+                    tracing::error!(
+                        %feed,
+                        size = last_cosigned.size,
+                        "this node has cosigned a conflicting tree: it attests nothing of this fork"
+                    );
                 }
                 MayAttest::No
             }
@@ -373,12 +377,12 @@ mod tests {
                 let second = other(&first);
                 committer.submit_append(first).await.unwrap().await.unwrap().unwrap();
                 committer.persist(Records::default()).await.unwrap();
-                assert_eq!(size(), (Some(5), 0), "of less than it has cosigned it says nothing");
+                assert_eq!(size(), (Some(5), 0), "a copy shorter than the cosigned tree is not attested");
                 committer.submit_append(second).await.unwrap().await.unwrap().unwrap();
             }
             committer.stop().await;
             assert_eq!(size(), (Some(5), attested), "continues: {continues}");
-            assert_eq!(committer.cosignature_conflicts().contains(&of("tn")), !continues, "the operator is told");
+            assert_eq!(committer.cosignature_conflicts().contains(&of("tn")), !continues, "operators get an alarm");
             // Still true after a restart.
             start(&store, folder.path()).stop().await;
             assert_eq!(size(), (Some(5), attested), "continues: {continues}");
@@ -404,7 +408,7 @@ mod tests {
             let committer = start(&store, folder.path());
             runtime.block_on(committer.stop());
             drop(committer);
-            assert_eq!(Arc::strong_count(&store), 1, "else the process may end before the store is closed");
+            assert_eq!(Arc::strong_count(&store), 1, "otherwise the process may end before the store is closed");
         }
     }
 

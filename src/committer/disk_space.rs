@@ -102,7 +102,10 @@ impl CommitterShared {
         }
         let (member, newly_over) = self.shares.lock().reduced(owner, sender_member, entries);
         if newly_over {
-            tracing::warn!(%member, "it has brought its share of the room on the disk: digests are stored in the place of content");
+            tracing::warn!(
+                %member,
+                "the member has used its share of the disk space: its content is stored as digests only"
+            );
         }
     }
 }
@@ -122,7 +125,7 @@ impl Writer {
                 self.set_tier(Tier::Notes, Some(disk_full.to_string()));
             }
             // The next commit reports the error to its callers.
-            Err(error) => tracing::debug!(%error, "it is not known whether there is room"),
+            Err(error) => tracing::debug!(%error, "the free disk space cannot be read"),
         }
     }
 
@@ -162,7 +165,7 @@ impl Writer {
         self.shared.tier.send_if_modified(|known| {
             let changed = *known != tier;
             if changed {
-                tracing::info!(?tier, free_bytes, "what there is room for on the disk has changed");
+                tracing::info!(?tier, free_bytes, "the tier of free disk space has changed");
                 *known = tier;
             }
             changed

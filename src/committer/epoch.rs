@@ -49,7 +49,11 @@ pub struct OpenedEpoch {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenEpochError {
     /// The key belongs to another feed, or to an earlier epoch.
-    #[error("the key is of {found}; a key of {member} for an epoch after {after} is needed", member = .old.member, after = .old.epoch)]
+    #[error(
+        "the key is of {found}; a key of {member} for an epoch after {after} is required",
+        member = .old.member,
+        after = .old.epoch
+    )]
     Epoch {
         /// The current epoch.
         old: FeedId,
@@ -60,7 +64,7 @@ pub enum OpenEpochError {
     #[error("{0}")]
     Keys(String),
     /// The epoch was opened before, on another machine.
-    #[error("{0} has been opened before: the key of a later epoch is needed")]
+    #[error("{0} has been opened before: a key of a later epoch is required")]
     Used(FeedId),
     /// The feed does not need recovery.
     #[error("{0} does not need recovery; there is nothing to recover")]
@@ -75,7 +79,7 @@ pub enum OpenEpochError {
         source: std::io::Error,
     },
     /// The closing bulletin cannot be built.
-    #[error("the entry that closes the old epoch cannot be made")]
+    #[error("the closing entry of the old epoch cannot be built")]
     Closing(#[from] Invalid),
     /// Nothing was committed.
     #[error("the new epoch cannot be committed")]
@@ -325,7 +329,7 @@ mod tests {
                 &HighWaterMark { epoch: 1, size: 9, root: CompactRange::new().root() },
             )
             .unwrap();
-            write_needs_recovery(&world.high_water_mark(), 1, "the high-water mark says 9 entries").unwrap();
+            write_needs_recovery(&world.high_water_mark(), 1, "the high-water mark has 9 entries").unwrap();
             world
         }
 
@@ -380,10 +384,10 @@ mod tests {
                     .unwrap();
                 first = Some(compact_range.root());
             }
-            assert_eq!(world.epoch(), Some(1), "still in doubt");
+            assert_eq!(world.epoch(), Some(1), "it still needs recovery");
             let opened = world.open(2).unwrap();
             assert_eq!((world.epoch(), opened.opened.size), (Some(2), 1));
-            assert!(first.is_none_or(|root| root == opened.opened.root), "one history");
+            assert!(first.is_none_or(|root| root == opened.opened.root), "one fork");
         }
     }
 

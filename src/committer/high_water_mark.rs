@@ -47,8 +47,8 @@ pub enum HighWaterMarkError {
     },
     /// The text is not a high-water mark.
     #[error(
-        "the high-water mark {0} is damaged: expected `barid mark v1`, epoch, size and root. Keep it under another name: without one the feed needs recovery, and \
-         `barid recover` opens its next epoch"
+        "the high-water mark {0} is damaged: expected `barid mark v1`, epoch, size and root. Move it aside: without a \
+         high-water mark the feed needs recovery, and `barid recover` opens its next epoch"
     )]
     Damaged(PathBuf),
 }
@@ -138,7 +138,7 @@ pub(crate) fn read_needs_recovery(high_water_mark: &Path, epoch: u32) -> Result<
     let mut lines = text.lines().skip_while(|line| *line != "barid doubt v1").skip(1);
     // A file that cannot be parsed counts for the current epoch, to be on the safe side.
     let recorded_epoch = lines.next().and_then(|line| line.parse().ok()).unwrap_or(epoch);
-    Ok((recorded_epoch == epoch).then(|| lines.next().unwrap_or("it needed recovery before").to_owned()))
+    Ok((recorded_epoch == epoch).then(|| lines.next().unwrap_or("recorded before the last restart").to_owned()))
 }
 
 /// Records that an epoch needs recovery.
@@ -166,7 +166,7 @@ pub(crate) fn clear_needs_recovery(high_water_mark: &Path, epoch: u32) {
     if about.is_some_and(|about| about < epoch)
         && let Err(error) = std::fs::remove_file(&path)
     {
-        tracing::warn!(file = %path.display(), %error, "the note about an epoch that is over is left there");
+        tracing::warn!(file = %path.display(), %error, "the recovery record of an ended epoch cannot be removed");
     }
 }
 
@@ -224,13 +224,13 @@ mod tests {
         assert_eq!(read_needs_recovery(&high_water_mark, 1).unwrap().as_deref(), Some("a peer holds more"));
         assert_eq!(read_needs_recovery(&high_water_mark, 2).unwrap(), None);
         clear_needs_recovery(&high_water_mark, 1);
-        assert!(read_needs_recovery(&high_water_mark, 1).unwrap().is_some(), "it is not over");
+        assert!(read_needs_recovery(&high_water_mark, 1).unwrap().is_some(), "its epoch has not ended");
         clear_needs_recovery(&high_water_mark, 2);
         assert!(!folder.path().join("needs-recovery").exists());
         std::fs::write(folder.path().join("needs-recovery"), "").unwrap();
         assert!(read_needs_recovery(&high_water_mark, 2).unwrap().is_some());
         clear_needs_recovery(&high_water_mark, 2);
-        assert!(read_needs_recovery(&high_water_mark, 2).unwrap().is_some(), "what cannot be read stays");
+        assert!(read_needs_recovery(&high_water_mark, 2).unwrap().is_some(), "a malformed file is not removed");
     }
 
     #[test]

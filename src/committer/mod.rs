@@ -115,14 +115,17 @@ pub enum CommitFailure {
     /// The feed must not be continued.
     #[error("this node does not publish: {0}; run `barid recover`")]
     NeedsRecovery(String),
+    /// The node is starting: no peer has sent its tree heads yet. The work may be retried later.
+    #[error("this node is starting and does not publish yet")]
+    Starting,
     /// The queue is full.
-    #[error("too much is waiting to be committed")]
+    #[error("the commit queue is full")]
     Overloaded,
     /// There is no room on the disk, for this reason. The work may be retried later.
     #[error("{0}")]
     DiskFull(String),
     /// Content of a member that has used its share of the disk space. It may be retried later.
-    #[error("its member has brought its share of the room on the disk")]
+    #[error("its member has used its share of the disk space")]
     OverShare,
     /// The store has failed; the node must be restarted.
     #[error("the store has stopped: {0}")]
@@ -131,15 +134,15 @@ pub enum CommitFailure {
     #[error("the clock of this node is behind its last cosignature")]
     ClockBehind,
     /// The batch does not continue the feed as held: a batch from another link was committed first.
-    #[error("the feed stands at {held}, the batch begins at {first}")]
+    #[error("the feed has {held} entries, the batch begins at {first}")]
     Stale {
         /// Entries held.
         held: u64,
         /// Index of the first entry of the batch.
         first: u64,
     },
-    /// The feed's owner has signed another entry for this index than the one held.
-    #[error("another entry is held at index {index}")]
+    /// The feed's owner has signed an entry for this index that differs from the one held.
+    #[error("a different entry is held at index {index}")]
     EntryConflict {
         /// The entry index.
         index: u64,
@@ -217,10 +220,10 @@ pub enum StartError {
     #[error(transparent)]
     HighWaterMark(#[from] HighWaterMarkError),
     /// The feed's keys cannot sign for the feed.
-    #[error("the feed's keys do not fit: {0}")]
+    #[error("the feed's keys cannot sign for the feed: {0}")]
     Keys(String),
     /// The thread could not be started.
-    #[error("the committer's thread cannot be started")]
+    #[error("the committer thread cannot be started")]
     Thread(#[source] std::io::Error),
 }
 
@@ -341,7 +344,7 @@ impl Committer {
                 &recorded_reason,
             )
         {
-            tracing::error!(%error, "the need for recovery is known only until this node restarts");
+            tracing::error!(%error, "the need for recovery is not persisted: it is lost when this node restarts");
         }
         changed
     }

@@ -171,7 +171,11 @@ impl Writer {
         match store.urgent_indexes(feed, how, *first, store.out_of_order(feed, *first..u64::MAX).len()) {
             Ok(held) => held.iter().filter(|index| unexpired.binary_search(index).is_ok()).count() + pending,
             Err(error) => {
-                tracing::error!(%feed, %error, "what is held ahead of a feed's order cannot be counted: an urgent entry waits");
+                tracing::error!(
+                    %feed,
+                    %error,
+                    "the entries held out of order cannot be counted: an urgent entry is not accepted"
+                );
                 usize::MAX
             }
         }

@@ -404,7 +404,7 @@ mod tests {
         assert_eq!(queue.wait(now), Wakeup::Timeout);
         queue.push(records()).unwrap();
         assert!(queue.inner.lock().deadline(now).is_some_and(|deadline| deadline > now), "it has not waited yet");
-        assert_eq!(queue.wait(now + Duration::from_secs(600)), Wakeup::Ready, "it does not wait for ever");
+        assert_eq!(queue.wait(now + Duration::from_secs(600)), Wakeup::Ready, "it does not wait forever");
         queue.push(appended()).unwrap();
         assert_eq!(queue.wait(Instant::now() + RECORDS_LINGER), Wakeup::Ready);
         queue.push(records()).unwrap();
@@ -424,10 +424,10 @@ mod tests {
         assert_eq!(drained(&queue, now), ["priority"]);
         queue.push(records()).unwrap();
         queue.push(urgent()).unwrap();
-        assert_eq!(drained(&queue, now), ["priority"], "though its lane was the last one");
+        assert_eq!(drained(&queue, now), ["priority"], "although its lane had the last turn");
         queue.push(urgent()).unwrap();
         let later = Instant::now() + RECORDS_LINGER;
-        assert_eq!(drained(&queue, later), ["records"], "it does not wait until nothing is urgent any more");
+        assert_eq!(drained(&queue, later), ["records"], "it does not wait for the urgent lane to be empty");
         assert_eq!(drained(&queue, later), ["priority"]);
         // Work that was put back comes first.
         queue.push(appended()).unwrap();
@@ -469,11 +469,11 @@ mod tests {
         assert!(matches!(flood, Work::Append(..)));
         queue.push(of_bytes(true, 100)).unwrap();
         queue.push(of_bytes(true, 100)).unwrap();
-        assert_eq!(drained(&queue, now), ["other", "other"], "and nothing large with them");
+        assert_eq!(drained(&queue, now), ["other", "other"], "without large work in the same commit");
         queue.push(of_bytes(true, 100)).unwrap();
         queue.push(of_bytes(true, 100)).unwrap();
         let flood = queue.first(now).unwrap();
-        assert!(matches!(flood, Work::Append(..)), "nor do publishers keep others waiting");
+        assert!(matches!(flood, Work::Append(..)), "publishers do not delay replicated work either");
     }
 
     #[test]
@@ -493,12 +493,12 @@ mod tests {
         let queue = Queue::new(None);
         queue.push(records()).unwrap();
         let small = |work: &Work| work.size().0 == 1;
-        assert!(!queue.holds_single(small, 1, 0), "there is nothing to do");
+        assert!(!queue.holds_single(small, 1, 0), "the queue holds only records");
         assert!(queue.push_if_idle(appended()).unwrap().is_none());
         assert!(
             queue.holds_single(small, 1, 0) && !queue.holds_single(small, 0, 0) && !queue.holds_single(|_| false, 1, 0)
         );
-        assert!(queue.push_if_idle(appended()).unwrap().is_some(), "there is something to do already");
+        assert!(queue.push_if_idle(appended()).unwrap().is_some(), "the queue is not idle");
         queue.push(urgent()).unwrap();
         assert!(!queue.holds_single(small, 1, 0));
     }
@@ -513,7 +513,7 @@ mod tests {
         assert_eq!(queue.wait(now), Wakeup::Timeout);
         queue.push(records()).unwrap();
         queue.remove_sender();
-        assert_eq!(queue.wait(now + Duration::from_secs(600)), Wakeup::Ready, "what was handed in is done");
+        assert_eq!(queue.wait(now + Duration::from_secs(600)), Wakeup::Ready, "accepted work is still done");
         assert_eq!(drained(&queue, now), ["records"]);
         assert_eq!(queue.wait(now + Duration::from_secs(600)), Wakeup::Closed);
         queue.close();
@@ -522,7 +522,7 @@ mod tests {
         queue.requeue(Work::Stop(end));
         assert!(
             stopped.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed),
-            "who waits is told"
+            "the waiting caller is notified"
         );
     }
 }

@@ -216,7 +216,7 @@ impl Drop for WriterGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             if let Some(writer) = self.writer.take() {
-                writer.set_stopped("a commit ended in a panic");
+                writer.set_stopped("a commit panicked");
             }
             self.scheduler.queue.close();
         }
@@ -245,12 +245,12 @@ mod tests {
         let small = Duration::from_micros(300);
         latency.record(Duration::ZERO, CommitOutcome::Failed);
         latency.record(Duration::ZERO, CommitOutcome::Nothing);
-        assert!(!latency.is_fast(), "what was not synced says nothing of the disk");
+        assert!(!latency.is_fast(), "only synced commits are measured");
         latency.record(small, CommitOutcome::Durable(1));
         assert!(latency.is_fast());
         latency.record(small, CommitOutcome::Durable(100));
         latency.record(small, CommitOutcome::Durable(0));
-        assert!(!latency.is_fast(), "many come, whatever is said between");
+        assert!(!latency.is_fast(), "load is high, whatever empty commits are between");
         latency.record(Duration::from_millis(500), CommitOutcome::Failed);
         let commits_until_fast = (0..1_000).find(|_| {
             latency.record(small, CommitOutcome::Durable(1));
@@ -267,7 +267,7 @@ mod tests {
         let other = Work::Records(Records::default(), tokio::sync::oneshot::channel().0, permit());
         assert!(latency.is_isolated(&urgent, now));
         assert!(!latency.is_isolated(&urgent, now + INLINE_COMMIT_MAX));
-        assert!(!latency.is_isolated(&urgent, now + 2 * INLINE_COMMIT_MAX), "nor does the third");
+        assert!(!latency.is_isolated(&urgent, now + 2 * INLINE_COMMIT_MAX), "the third is not isolated either");
         assert!(latency.is_isolated(&other, now + 2 * INLINE_COMMIT_MAX));
         assert!(latency.is_isolated(&urgent, now + 4 * INLINE_COMMIT_MAX));
     }
@@ -292,7 +292,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         }
-        assert!(inline > 0, "all were left to the committer's thread");
+        assert!(inline > 0, "every commit was made by the committer thread");
         committer.stop().await;
     }
 
@@ -313,7 +313,7 @@ mod tests {
         };
         // If the committer thread found each only at its check of the disk space, all would take
         // 200 s.
-        tokio::time::timeout(Duration::from_secs(60), all).await.expect("nobody is told to do it");
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("the committer thread is not woken");
         committer.stop().await;
     }
 
@@ -374,8 +374,8 @@ mod tests {
         committer.stop().await;
         let mut sizes = tasks.join_all().await.concat();
         sizes.sort_unstable();
-        assert_eq!(sizes, (1..=size(&store)).collect::<Vec<_>>(), "each entry was answered for once");
+        assert_eq!(sizes, (1..=size(&store)).collect::<Vec<_>>(), "each entry has one reply");
         drop(committer);
-        assert_eq!(Arc::strong_count(&store), 1, "the store is let go of");
+        assert_eq!(Arc::strong_count(&store), 1, "the store is released");
     }
 }

@@ -30,7 +30,7 @@ pub enum PublishOutcome {
     /// Its id was used by an earlier commit.
     Duplicate(Location),
     /// Its id was used by another bulletin of the same group or commit.
-    DuplicateInGroup,
+    DuplicateInCommit,
 }
 
 /// Result of publishing a group, which is durable.

@@ -170,26 +170,38 @@ impl Writer {
             (None, None) if bootstrap && recorded_reason.is_none() => {
                 self.create_feed(feed)?;
                 let compact_range = self.compact_ranges.get(feed).cloned().unwrap_or_default();
-                self.high_water_mark = Some(HighWaterMarkFile::create(high_water_mark, &HighWaterMark { epoch: feed.epoch, size: 0, root: compact_range.root() })?);
+                self.high_water_mark = Some(HighWaterMarkFile::create(
+                    high_water_mark,
+                    &HighWaterMark { epoch: feed.epoch, size: 0, root: compact_range.root() },
+                )?);
                 return Ok(());
             }
             (None, None) => Some(recorded_reason.unwrap_or_else(|| {
-                "there is neither a feed nor a high-water mark (a member that has never published anywhere is started with --bootstrap instead)"
+                "there is neither a feed nor a high-water mark (if this member has never published, start with \
+                 --bootstrap)"
                     .into()
             })),
             (Some(_), None) => Some(format!("the high-water mark {} is missing", high_water_mark.display())),
             (Some(_), Some(_)) if recorded_reason.is_some() => recorded_reason,
-            (_, Some((_, high_water_mark))) if high_water_mark.epoch != feed.epoch => {
-                Some(format!("the high-water mark is of epoch {}, the key of epoch {}", high_water_mark.epoch, feed.epoch))
+            (_, Some((_, high_water_mark))) if high_water_mark.epoch != feed.epoch => Some(format!(
+                "the high-water mark is of epoch {}, the key is of epoch {}",
+                high_water_mark.epoch, feed.epoch
+            )),
+            (None, Some((_, high_water_mark))) => {
+                Some(format!("the high-water mark has {} entries, the store has no feed", high_water_mark.size))
             }
-            (None, Some((_, high_water_mark))) => Some(format!("the high-water mark says {} entries, the store holds no feed", high_water_mark.size)),
             (Some(state), Some((_, high_water_mark))) if high_water_mark.size > state.compact_range.size() => {
-                Some(format!("the high-water mark says {} entries, the store holds {}", high_water_mark.size, state.compact_range.size()))
+                Some(format!(
+                    "the high-water mark has {} entries, the store has {}",
+                    high_water_mark.size,
+                    state.compact_range.size()
+                ))
             }
             (Some(_), Some((_, high_water_mark))) => {
                 let tree = FeedTree { store: self.shared.store.as_ref(), feed };
-                (root_at(&tree, high_water_mark.size)? != high_water_mark.root)
-                    .then(|| format!("the store's tree of {} entries is another one than the high-water mark's", high_water_mark.size))
+                (root_at(&tree, high_water_mark.size)? != high_water_mark.root).then(|| {
+                    format!("the store's root at {} entries differs from the high-water mark", high_water_mark.size)
+                })
             }
         };
         let lasting = found.as_ref().is_some_and(|(_, high_water_mark)| high_water_mark.epoch == feed.epoch);
@@ -204,7 +216,7 @@ impl Writer {
         }
         match recovery_reason {
             Some(reason) => {
-                tracing::error!(reason, "feed needs recovery: this node serves and follows, and does not publish");
+                tracing::error!(reason, "feed needs recovery: this node serves and follows, but does not publish");
                 // A feed that was never begun may still be declared with --bootstrap.
                 if lasting {
                     write_needs_recovery(high_water_mark, feed.epoch, &reason)?;
@@ -345,7 +357,7 @@ impl Writer {
     ) {
         let rejection = match &*self.shared.publish_state.borrow() {
             PublishState::Open => None,
-            PublishState::Starting => Some(CommitFailure::Overloaded),
+            PublishState::Starting => Some(CommitFailure::Starting),
             PublishState::NeedsRecovery(reason) => Some(CommitFailure::NeedsRecovery(reason.clone())),
             PublishState::Stopped(reason) => Some(CommitFailure::Stopped(reason.clone())),
         };
@@ -375,7 +387,7 @@ impl Writer {
                 continue;
             }
             if commit_batch.ids.insert(bulletin.header.id.uuid(), ()).is_some() {
-                outcomes.push(PendingPublish::Done(PublishOutcome::DuplicateInGroup));
+                outcomes.push(PendingPublish::Done(PublishOutcome::DuplicateInCommit));
                 continue;
             }
             outcomes.push(PendingPublish::New { index: compact_range.size(), nth: commit_batch.own.len() as u64 });

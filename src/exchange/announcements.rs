@@ -114,7 +114,7 @@ fn verify_announcement(shared: &ExchangeState, envelope: &[u8], by: &Member) -> 
     let (feed, own) = (evidence.feed(), shared.own_feed());
     if feed.member == own.member && feed.epoch >= own.epoch {
         // Another node signs with our key, or this node has lost entries that it signed.
-        let reason = format!("{by} proves that the key of {feed} has signed two histories");
+        let reason = format!("{by} proves an equivocation of the key of {feed}");
         shared.options.committer.require_recovery(reason);
     }
     Some(found)

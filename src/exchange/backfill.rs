@@ -103,7 +103,7 @@ async fn plan(shared: &Arc<ExchangeState>, peer: &Member) -> Option<Step> {
     match planned.await {
         Ok(Ok(step)) => Some(step),
         Ok(Err(error)) => {
-            tracing::error!(%error, "what is missing cannot be read");
+            tracing::error!(%error, "missing entries cannot be read");
             None
         }
         // A panic, which has been reported.
@@ -154,7 +154,7 @@ async fn receive(shared: &Arc<ExchangeState>, peer: &Member, request: Request, m
             return back_off();
         }
         Ok(Err(BackfillError::Read(error))) => {
-            tracing::error!(feed = %request.feed, %error, "what is missing cannot be read");
+            tracing::error!(feed = %request.feed, %error, "missing entries cannot be read");
             return back_off();
         }
         // A panic, which has been reported.
@@ -174,7 +174,7 @@ async fn receive(shared: &Arc<ExchangeState>, peer: &Member, request: Request, m
             shared.backfill_schedule.on_response(peer, &request, scanned_to, backfilled.entries);
         }
         Err(failure) => {
-            tracing::warn!(feed = %request.feed, %failure, "content that came late could not be kept");
+            tracing::warn!(feed = %request.feed, %failure, "backfilled content could not be persisted");
             back_off();
         }
     }
@@ -231,11 +231,11 @@ impl BackfillRequest {
     /// Which part of it is malformed.
     pub(crate) fn read(ranges: &[proto::IndexRange], filters: Vec<TopicFilter>) -> Result<Self, &'static str> {
         if ranges.len() > BACKFILL_RANGES_MAX {
-            return Err("the number of ranges");
+            return Err("number of ranges");
         }
         let ranges: Vec<Range<u64>> = ranges.iter().map(|range| range.start..range.end).collect();
         if ranges.iter().any(Range::is_empty) || !ranges.is_sorted_by(|a, b| a.end <= b.start) {
-            return Err("the order of the ranges");
+            return Err("order of ranges");
         }
         Ok(Self { ranges, filters: filters.into() })
     }

@@ -250,10 +250,10 @@ mod tests {
         assert_eq!(
             case.next("ly", 1).unwrap_err(),
             Some(retry_at),
-            "a peer that gave nothing is not asked for each new entry"
+            "a peer that delivered nothing is not asked for each new entry"
         );
         case.now = retry_at;
-        assert_eq!(case.request_without_content("ly", 1), [2..3, 4..5], "what was withheld is not asked for again");
+        assert_eq!(case.request_without_content("ly", 1), [2..3, 4..5], "withheld entries are not requested again");
         let later = case.next("ly", 1).unwrap_err().expect("again later");
         assert!(later > retry_at);
         // A newer roster may admit us.
@@ -266,9 +266,9 @@ mod tests {
         case.request_without_content("ly", 1);
         let retry_at = case.next("ly", 1).unwrap_err().expect("again later");
         case.suspended = true;
-        let look = case.next("ly", 1).unwrap_err().expect("it is looked again");
+        let look = case.next("ly", 1).unwrap_err().expect("it is scanned again");
         case.now = retry_at + Duration::from_secs(600);
-        assert!(case.next("ly", 1).unwrap_err().unwrap() > look, "however late it is");
+        assert!(case.next("ly", 1).unwrap_err().unwrap() > look, "at any later time");
         // It has just been postponed for a long time.
         case.suspended = false;
         case.backfill_schedule.failed(&"ly".parse().unwrap(), &case.feed, case.now);
@@ -280,7 +280,7 @@ mod tests {
         let mut case = Case::new();
         assert_eq!(case.request_without_content("ma", 1), [1..2, 2..3]);
         assert!(case.next("ma", 1).is_err());
-        assert_eq!(case.request_without_content("ly", 1), [1..2, 2..3], "once, to find what was withheld wrongly");
+        assert_eq!(case.request_without_content("ly", 1), [1..2, 2..3], "once, to find entries withheld wrongly");
         case.now = case.next("ly", 1).unwrap_err().unwrap();
         assert_eq!(case.next("ly", 1), Err(None));
         case.append(vec![Some(Undisclosed::NotHeld)]);
@@ -298,7 +298,7 @@ mod tests {
         let second = case.next("ma", 1).unwrap();
         assert_eq!(second.found.ranges, one_range(300..604));
         case.backfill_schedule.on_response(&ma, &second, 0, 0);
-        assert!(case.next("ma", 1).is_err(), "one that does not look is not asked for ever");
+        assert!(case.next("ma", 1).is_err(), "a peer that scans nothing is not asked forever");
         case.backfill_schedule.failed(&ma, &case.feed, case.now);
         assert!(case.next("ma", 1).unwrap_err().unwrap() > case.now + Duration::from_secs(1));
     }

@@ -113,7 +113,7 @@ async fn converse(data: &[u8]) {
         let other = Node::start("ly");
         other.publish(2, |_| {}).await;
         let _cable = connect(&node, &other, honest(), honest());
-        until("an honest member's feeds go on", || {
+        until("the feeds of an honest member are not stopped", || {
             node.size(&other.feed()) == 2 && other.size(&node.feed()) == held + 2
         })
         .await;
@@ -143,7 +143,8 @@ impl RogueLink {
     /// Ends the link, which must not have panicked, and must end soon.
     async fn end(self) {
         drop(self.to_node);
-        let ended = tokio::time::timeout(Duration::from_secs(20), self.link).await.expect("a link ends with its wire");
+        let ended =
+            tokio::time::timeout(Duration::from_secs(20), self.link).await.expect("a link ends when its wire ends");
         let _ = ended.expect("a link does not panic");
         self.drain_task.abort();
     }

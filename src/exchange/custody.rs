@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(
             case.receive(&[ahead.clone(), ahead.clone()]),
             [Persist, Redundant],
-            "ahead of the order, twice at once"
+            "out of order, twice at the same time"
         );
         let backfilled = case.note(3..4, None, 103, 400);
         assert_eq!(case.receive(std::slice::from_ref(&backfilled)), [Persist]);
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(
             case.receive(std::slice::from_ref(&only_digests)),
             [Persist],
-            "it says up to where its holder has looked"
+            "it states the index up to which its holder has scanned"
         );
         assert_eq!(case.receive(&[only_digests]), [Redundant]);
         assert_eq!(case.receive(&[case.note(30..60, None, 105, 400)]), [Persist]);

@@ -161,7 +161,7 @@ impl Dialer {
             let rosters = self.exchange.shared.options.rosters.load();
             rosters.newest().member(&self.peer).map(|entry| entry.endpoints.clone()).unwrap_or_default()
         };
-        let mut last = LinkError::Broken("the roster lists no endpoint: the peer has to dial".into());
+        let mut last = LinkError::Broken("the roster lists no endpoint: only the peer can dial".into());
         for endpoint in endpoints {
             match self.dial.dial(&self.peer, &endpoint).await {
                 Ok(channel) => match self.open(channel).await {
@@ -197,7 +197,7 @@ pub(super) async fn open(channel: Channel, call: Option<Call>) -> Result<Wire, S
     let responses = match opening {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return Err(format!("{:?}: {}", status.code(), status.message())),
-        Err(_) => return Err("no answer to the call".into()),
+        Err(_) => return Err("no response to the call".into()),
     };
     let incoming = responses.map(move |message| {
         // It is decoded: from here on the receiver's own bounds apply.

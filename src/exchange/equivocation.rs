@@ -100,7 +100,7 @@ impl ExchangeState {
         if self.is_resolved(evidence) {
             return None;
         }
-        let text = format!("{evidence}, shown by {by}{}", self.which_is_held(evidence));
+        let text = format!("{evidence}, received from {by}{}", self.which_is_held(evidence));
         if !self.stopped_feeds.stop(feed, &text, Some(by)) {
             return None;
         }
@@ -149,10 +149,11 @@ impl ExchangeState {
 
     /// Returns the evidence in a peer's consistency response, if it proves an equivocation. Blocks.
     pub(crate) fn check_consistency(&self, received: &proto::Consistency) -> Result<Option<Equivocation>, String> {
-        let feed: FeedId = received.feed.parse().map_err(|_| "the feed's name".to_owned())?;
-        let hash = |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).map(Hash).map_err(|_| "a hash".to_owned());
+        let feed: FeedId = received.feed.parse().map_err(|_| "invalid feed name".to_owned())?;
+        let hash =
+            |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).map(Hash).map_err(|_| "invalid hash".to_owned());
         if received.consistency_proof.len() > PROOF_HASHES_MAX {
-            return Err("the length of the proof".into());
+            return Err("invalid length of the proof".into());
         }
         let proof = received.consistency_proof.iter().map(hash).collect::<Result<Vec<_>, _>>()?;
         let root = hash(&received.root)?;
@@ -266,6 +267,6 @@ pub(crate) async fn persist(shared: &ExchangeState, found: Option<ForkRecord>) {
     let Some(fork) = found else { return };
     let feed = fork.feed.clone();
     if let Err(failure) = shared.options.committer.persist(Records { forks: vec![fork], ..Records::default() }).await {
-        tracing::error!(%feed, %failure, "evidence of two histories could not be kept");
+        tracing::error!(%feed, %failure, "evidence of a fork could not be persisted");
     }
 }

@@ -193,7 +193,7 @@ mod tests {
         }
         assert!(!feed_sender.has_room());
         feed_sender.acknowledged(9);
-        assert!(!feed_sender.has_room(), "half a batch frees nothing");
+        assert!(!feed_sender.has_room(), "a partly stored batch stays in flight");
         feed_sender.acknowledged(20);
         assert!(feed_sender.has_room());
         assert_eq!((feed_sender.in_flight.len(), feed_sender.in_flight_bytes), (IN_FLIGHT_BATCHES_MAX - 2, 6_000));

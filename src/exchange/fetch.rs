@@ -53,7 +53,7 @@ pub async fn fetch(
             };
             send(&wire, Frame::Follow(follow)).await?;
             let reply = tokio::time::timeout(BACKFILL_TIMEOUT, reply(&mut wire, feed));
-            let Some(backfills) = reply.await.map_err(|_| "no answer in time".to_owned())?? else { break };
+            let Some(backfills) = reply.await.map_err(|_| "no response in time".to_owned())?? else { break };
             for entry in backfills.items {
                 on_entry(feed, entry.index, entry.envelope);
             }

@@ -111,7 +111,7 @@ mod tests {
             }
             tokio::time::advance(Duration::from_secs(1)).await;
         }
-        assert_eq!(calm.elapsed(), Duration::from_secs(10), "nobody waited");
+        assert_eq!(calm.elapsed(), Duration::from_secs(10), "no frame waited");
     }
 
     #[tokio::test(start_paused = true)]

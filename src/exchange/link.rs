@@ -49,22 +49,22 @@ pub enum LinkError {
     #[error("the link broke: {0}")]
     Broken(String),
     /// The first frame was not a valid Hello.
-    #[error("the peer did not greet as it must: {0}")]
+    #[error("handshake failed: {0}")]
     Handshake(String),
     /// Another link to the same peer is open and has precedence.
     #[error("another link to this peer is open")]
     Duplicate,
     /// A newer link, or one dialled by the lower code, replaced it.
-    #[error("another link took over")]
+    #[error("another link replaced this one")]
     Replaced,
     /// The peer ended it: reason and detail.
     #[error("the peer ended the link: {0}: {1}")]
     Rejected(String, String),
     /// Nothing was received for [`super::IDLE_TIMEOUT`].
-    #[error("nothing was heard from the peer for {} s", super::IDLE_TIMEOUT.as_secs())]
+    #[error("nothing was received from the peer for {} s", super::IDLE_TIMEOUT.as_secs())]
     IdleTimeout,
     /// The peer sends requests without reading the replies.
-    #[error("the peer does not read what it is answered")]
+    #[error("the peer does not read the replies to its requests")]
     SendQueueOverflow,
     /// The roster in force no longer lists the peer.
     #[error("the roster no longer lists this peer")]
@@ -73,7 +73,7 @@ pub enum LinkError {
     #[error("the store has stopped: {0}")]
     Store(String),
     /// This node stops.
-    #[error("this node stops")]
+    #[error("this node is stopping")]
     Stopped,
 }
 
@@ -171,7 +171,7 @@ async fn run_session(
         end = receiver.run(hello.roster_version, wire.incoming) => end,
         () = registration.replaced() => LinkError::Replaced,
         _ = shutdown.wait_for(|stop| *stop) => LinkError::Stopped,
-        _ = send_task.join_next() => LinkError::Broken("nothing more can be sent".into()),
+        _ = send_task.join_next() => LinkError::Broken("no further frame can be sent".into()),
     };
     drop(registration);
     send_queue.close();
@@ -194,22 +194,22 @@ async fn handshake(shared: &ExchangeState, wire: &mut Wire) -> Result<proto::Hel
         now_unix_ms: clock::unix_ms(),
     };
     let frame = proto::Frame { frame: Some(Frame::Hello(hello)) };
-    wire.outgoing.send(frame).await.map_err(|_| LinkError::Broken("nothing can be sent".into()))?;
+    wire.outgoing.send(frame).await.map_err(|_| LinkError::Broken("no frame can be sent".into()))?;
     let first = tokio::time::timeout(HELLO_TIMEOUT, wire.incoming.next()).await;
     let frame = match first {
-        Err(_) => return Err(LinkError::Handshake("it said nothing".into())),
+        Err(_) => return Err(LinkError::Handshake(format!("no Hello within {} s", HELLO_TIMEOUT.as_secs()))),
         Ok(None) => return Err(LinkError::Closed),
         Ok(Some(Err(error))) => return Err(LinkError::Broken(error)),
         Ok(Some(Ok(frame))) => frame,
     };
     match frame.frame {
-        Some(Frame::Hello(hello)) if hello.protocol == 0 => Err(LinkError::Handshake("protocol 0".into())),
+        Some(Frame::Hello(hello)) if hello.protocol == 0 => Err(LinkError::Handshake("protocol 0 is not valid".into())),
         Some(Frame::Hello(hello)) if hello.exchange != exchange => {
             let theirs: String = hello.exchange.chars().take(80).collect();
-            Err(LinkError::Handshake(format!("it is of exchange {theirs}, this one is {exchange}")))
+            Err(LinkError::Handshake(format!("the peer is of exchange {theirs}, this node is of {exchange}")))
         }
         Some(Frame::Hello(hello)) => Ok(hello),
         Some(Frame::Fault(fault)) => Err(LinkError::Rejected(fault.reason, fault.detail)),
-        _ => Err(LinkError::Handshake("its first frame is no Hello".into())),
+        _ => Err(LinkError::Handshake("the first frame is not a Hello".into())),
     }
 }

@@ -63,14 +63,14 @@ pub(crate) enum IncomingNote {
 enum NoteFault {
     #[error("{0}")]
     Invalid(String),
-    #[error("it speaks of {0}, which is not this node's feed")]
+    #[error("it is about {0}, which is not this node's feed")]
     ForeignFeed(FeedId),
-    #[error("the tree held here has another root at size {0}")]
+    #[error("the root at size {0} differs from the tree held here")]
     RootMismatch(u64),
     /// After a lost store: the note may be honest, and is sent again on the next link.
-    #[error("it speaks of {0} entries of this node's feed, and fewer are held here")]
+    #[error("it covers {0} entries of this node's feed, but fewer are held here")]
     NotHeldLocally(u64),
-    #[error("its holder has no room left for notes that add so little: {0} bytes")]
+    #[error("its holder exceeds the rate for notes that add little: {0} bytes")]
     OverBudget(usize),
     #[error("the store cannot be read: {0}")]
     Store(#[from] ReadError),
@@ -141,7 +141,7 @@ pub(crate) async fn verify_and_persist(
             // The peer sends its newest attestations again on the next link.
             Err(failure) => {
                 missed = true;
-                tracing::warn!(%peer, %failure, "answers could not be kept");
+                tracing::warn!(%peer, %failure, "attestations could not be persisted");
             }
         }
     }
@@ -166,7 +166,9 @@ pub(crate) async fn send_attestations(
                 }
             }
             Ok(_) => {}
-            Err(RecvError::Lagged(missed)) => tracing::warn!(%peer, missed, "answers are told on the next link"),
+            Err(RecvError::Lagged(missed)) => {
+                tracing::warn!(%peer, missed, "attestations are sent again on the next link")
+            }
             Err(RecvError::Closed) => return,
         }
     }
@@ -240,7 +242,7 @@ impl Verifier {
         match result {
             Ok(()) => {}
             Err(fault @ NoteFault::NotHeldLocally(_)) => {
-                tracing::debug!(peer = %self.peer, %fault, "a note is passed over");
+                tracing::debug!(peer = %self.peer, %fault, "a note is ignored");
             }
             Err(fault) => {
                 let reason = if matches!(fault, NoteFault::OverBudget(_)) { "rate-limited" } else { "bad-note" };
@@ -291,7 +293,7 @@ impl Verifier {
     /// Verifies relayed custody notes; those that add nothing are dropped.
     fn relayed(&self, holder: &Member, notes: Vec<Bytes>, scanned_to: u64) -> Result<Vec<CustodyRecord>, NoteFault> {
         if self.roster.member(holder).is_none() {
-            return Err(invalid(format_args!("{holder} is no member of the roster")));
+            return Err(invalid(format_args!("{holder} is not a member of the roster")));
         }
         let newest = self.shared.store().custody_newest(self.shared.own_feed())?;
         let attested_to = newest.into_iter().find(|note| note.holder == *holder).map_or(0, |note| note.range.end);
@@ -383,7 +385,7 @@ impl Verifier {
         let own = self.shared.own_feed();
         if feed.member == own.member && feed.epoch >= own.epoch && !matches!(compared, Comparison::Consistent) {
             let reason =
-                format!("{} holds a valid checkpoint of {feed} at size {size} that this node does not", self.peer);
+                format!("{} holds a valid checkpoint of {feed} at size {size} that this node does not hold", self.peer);
             if self.shared.options.committer.require_recovery(reason.clone()) {
                 let alarm = Alarm::OwnFeedBehind { peer: self.peer.clone(), feed: feed.clone(), size: *size };
                 self.shared.alarms.raise(alarm);
@@ -404,7 +406,12 @@ impl Verifier {
             // Our copy is in the middle of a catch-up; the checkpoint is sent again on the next
             // link.
             Comparison::Forked(None) => {
-                tracing::error!(%feed, size, peer = %self.peer, "another history is shown, not proven yet");
+                tracing::error!(
+                    %feed,
+                    size,
+                    peer = %self.peer,
+                    "a conflicting checkpoint was received; the fork is not proven yet"
+                );
             }
         }
         Err(NoteFault::RootMismatch(*size))

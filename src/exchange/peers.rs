@@ -418,7 +418,7 @@ mod tests {
         let lower = peers.register(&ly, true, &Arc::default()).unwrap();
         higher.replaced().await;
         drop(higher);
-        assert!(peers.linked(&ly), "the one that gave way takes nothing with it");
+        assert!(peers.linked(&ly), "the replaced link removes nothing");
         assert!(peers.register(&ly, false, &Arc::default()).is_none());
         drop(lower);
         assert!(!peers.linked(&ly));
@@ -467,12 +467,12 @@ mod tests {
         };
         let now = clock::unix_ms();
         assert!((659_000..=660_000).contains(&ahead(now)), "{}", ahead(now));
-        assert!((-1_000..=0).contains(&ahead(now + 660_000)), "our clock was set");
+        assert!((-1_000..=0).contains(&ahead(now + 660_000)), "our clock was changed");
         drop(registration);
-        assert_eq!(peers.snapshot()[&ly].clock_ahead_ms, 0, "nobody is there whose clock could be wrong");
+        assert_eq!(peers.snapshot()[&ly].clock_ahead_ms, 0, "no peer is linked whose clock could be wrong");
         let _again = peers.register(&ly, true, &Arc::default()).unwrap();
         peers.hello_received(&ly, "barid", 1, 0);
-        assert_eq!(peers.snapshot()[&ly].clock_ahead_ms, 0, "it does not say");
+        assert_eq!(peers.snapshot()[&ly].clock_ahead_ms, 0, "the peer sent no time");
     }
 
     #[test]
@@ -507,6 +507,6 @@ mod tests {
         peers.progress(&feed, 0, Some(9));
         assert_eq!((status().behind_since_unix_ms, status().known_size), (0, 9));
         peers.progress(&feed, u64::MAX >> 1, None);
-        assert_eq!(status().known_size, 9 + BEHIND_ENTRIES_MAX, "a size that nobody has seen");
+        assert_eq!(status().known_size, 9 + BEHIND_ENTRIES_MAX, "a size that no peer has announced");
     }
 }

@@ -231,7 +231,7 @@ pub(crate) async fn receive(
     let verified = if at_once {
         verify()
     } else {
-        let panicked = |_| Fault { kind: FaultKind::Malformed, detail: "verifying it ended in a panic".into() };
+        let panicked = |_| Fault { kind: FaultKind::Malformed, detail: "verification panicked".into() };
         tokio::task::spawn_blocking(verify).await.map_err(panicked)?
     };
     let verified = match verified {
@@ -251,7 +251,9 @@ pub(crate) async fn receive(
     }
     match shared.options.committer.append_priority(verified.clone()).await {
         Ok(completion) => _ = tokio::spawn(finish(Arc::clone(shared), peer.clone(), verified, completion)),
-        Err(failure) => tracing::debug!(%feed, %failure, "an urgent entry waits for its turn"),
+        Err(failure) => {
+            tracing::debug!(%feed, %failure, "an urgent entry is not accepted now and arrives in order later")
+        }
     }
     Ok(())
 }
@@ -284,7 +286,9 @@ async fn finish(
         Ok(Err(CommitFailure::EntryConflict { index, proven })) => {
             entry_equivocation(&shared, &peer, &feed, index, proven.map(|proven| *proven)).await;
         }
-        Ok(Err(failure)) => tracing::debug!(%feed, %failure, "an urgent entry waits for its turn"),
+        Ok(Err(failure)) => {
+            tracing::debug!(%feed, %failure, "an urgent entry is not accepted now and arrives in order later")
+        }
     }
 }
 
@@ -298,7 +302,7 @@ pub(crate) async fn entry_equivocation(
     proven: Option<ProvenEntry>,
 ) {
     let Some(proven) = proven else {
-        return tracing::error!(%feed, index, %peer, "another entry is shown than is held, not proven yet");
+        return tracing::error!(%feed, index, %peer, "a conflicting entry was received; the fork is not proven yet");
     };
     let comparing = (Arc::clone(shared), peer.clone(), feed.clone());
     let found = tokio::task::spawn_blocking(move || {

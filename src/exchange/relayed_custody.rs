@@ -126,7 +126,7 @@ pub(crate) async fn request_custody(shared: Arc<ExchangeState>) {
                     shared.peers.send(&relay, Frame::RelayedCustodyRequest(request));
                 }
             }
-            Ok(Err(error)) => tracing::error!(%error, "who holds this member's entries cannot be read"),
+            Ok(Err(error)) => tracing::error!(%error, "the holders of this member's entries cannot be read"),
             // A panic, which has been reported.
             Err(_) => return,
         }
@@ -183,7 +183,7 @@ impl CustodyForwarder {
     /// that a relay forwarded.
     ///
     /// # Errors
-    /// What a well-formed request would have had in place of the malformed part.
+    /// The malformed part.
     pub(crate) fn handle_request(
         &mut self,
         shared: &Arc<ExchangeState>,
@@ -191,8 +191,8 @@ impl CustodyForwarder {
         send_queue: &Arc<SendQueue>,
         request: proto::RelayedCustodyRequest,
     ) -> Result<(), &'static str> {
-        let feed: FeedId = request.feed.parse().map_err(|_| "the feed's name")?;
-        let holder: Member = request.holder.parse().map_err(|_| "the holder's code")?;
+        let feed: FeedId = request.feed.parse().map_err(|_| "feed name")?;
+        let holder: Member = request.holder.parse().map_err(|_| "holder code")?;
         if holder == shared.me {
             if feed.member != *peer {
                 self.respond(shared, peer, send_queue, feed, request.from);
@@ -200,7 +200,7 @@ impl CustodyForwarder {
         } else if feed.member == *peer && holder != *peer {
             self.forward(shared, &holder, Frame::RelayedCustodyRequest(request));
         } else {
-            return Err("a feed of the sender");
+            return Err("feed: not a feed of the sender");
         }
         Ok(())
     }
@@ -216,10 +216,10 @@ impl CustodyForwarder {
         peer: &Member,
         message: proto::RelayedCustody,
     ) -> Result<Option<IncomingNote>, &'static str> {
-        let feed: FeedId = message.feed.parse().map_err(|_| "the feed's name")?;
-        let holder: Member = message.holder.parse().map_err(|_| "the holder's code")?;
+        let feed: FeedId = message.feed.parse().map_err(|_| "feed name")?;
+        let holder: Member = message.holder.parse().map_err(|_| "holder code")?;
         if message.notes.len() > NOTES_MAX || message.notes.iter().map(Bytes::len).sum::<usize>() > NOTES_BYTES_MAX {
-            return Err("so many custody notes in one frame");
+            return Err("number of custody notes in one frame");
         }
         if feed == *shared.own_feed() {
             return Ok(Some(IncomingNote::RelayedCustody {
@@ -229,7 +229,7 @@ impl CustodyForwarder {
             }));
         }
         if holder != *peer {
-            return Err("the sender as the holder");
+            return Err("holder: not the sender");
         }
         self.forward(shared, &feed.member, Frame::RelayedCustody(message));
         Ok(None)
@@ -264,7 +264,7 @@ impl CustodyForwarder {
                     send_queue.push(Frame::RelayedCustody(proto::RelayedCustody { feed, holder, notes, scanned_to }));
                 }
                 Ok(None) => {}
-                Err(error) => tracing::error!(%feed, %error, "what is held of a feed cannot be read for its owner"),
+                Err(error) => tracing::error!(%feed, %error, "the custody of a feed cannot be read for its owner"),
             }
         });
     }
@@ -303,22 +303,26 @@ mod tests {
         let (relay_progress, tn, relays) = (RelayProgress::default(), member("tn"), [member("ly"), member("ma")]);
         let now = Instant::now();
         let next = |attested, cosigned, now| relay_progress.next(&tn, &relays, attested, cosigned, now);
-        assert_eq!(next(5, 5, now), None, "its notes reach as far as its cosignature");
+        assert_eq!(next(5, 5, now), None, "its notes cover all that it has cosigned");
         assert_eq!(next(5, 8, now), Some((member("ly"), 5)));
         assert_eq!(next(5, 8, now), None);
         let later = now + REQUEST_BACKOFF.0;
-        assert_eq!(next(5, 8, later), Some((member("ma"), 5)), "the first one said nothing");
+        assert_eq!(next(5, 8, later), Some((member("ma"), 5)), "the first relay did not respond");
         relay_progress.progressed(&tn, &relays[0], 7);
-        assert_eq!(next(5, 8, later), Some((member("ly"), 7)), "it answered in part: the rest at once");
+        assert_eq!(next(5, 8, later), Some((member("ly"), 7)), "it responded in part: the rest is requested at once");
         relay_progress.progressed(&tn, &relays[0], 8);
         assert_eq!(
             next(5, 8, later),
             Some((member("ma"), 5)),
-            "another one may pass on more, whatever the first one says"
+            "another relay may have more, whatever the first one reports"
         );
         relay_progress.progressed(&tn, &relays[1], 8);
         assert_eq!(next(5, 8, later + REQUEST_BACKOFF.1), None);
-        assert_eq!(next(9, 12, later + REQUEST_BACKOFF.1), Some((member("ly"), 9)), "a line has been back meanwhile");
+        assert_eq!(
+            next(9, 12, later + REQUEST_BACKOFF.1),
+            Some((member("ly"), 9)),
+            "a relay has been linked again meanwhile"
+        );
         assert_eq!(relay_progress.next(&tn, &[], 0, 12, later + 2 * REQUEST_BACKOFF.1), None);
     }
 }

@@ -120,7 +120,7 @@ pub(crate) async fn adopt_rosters(shared: &ExchangeState, peer: &Member, notes: 
             });
         }
         Ok(None) => {}
-        Err(failure) => tracing::warn!(%failure, "a newer roster could not be kept"),
+        Err(failure) => tracing::warn!(%failure, "a newer roster could not be persisted"),
     }
 }
 

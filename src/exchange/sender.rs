@@ -160,7 +160,7 @@ impl LinkSender {
             let history = shared.options.backfill_new_members && feed.member == shared.me;
             request.reply(shared.store().as_ref(), &feed, &peer, &rosters, history)
         });
-        match made.await.unwrap_or_else(|_| Err(ReadError::Damaged("reading ended in a panic".into()))) {
+        match made.await.unwrap_or_else(|_| Err(ReadError::Damaged("reading panicked".into()))) {
             Ok(backfills) => self.send(Frame::BackfillResponse(backfills)).await,
             Err(error) => {
                 tracing::error!(feed = name, peer = %self.peer, error = error_chain::one_line(&error), "entries cannot be read for a peer");
@@ -184,7 +184,7 @@ impl LinkSender {
         let (store, feed, peer, feed_sender) =
             (Arc::clone(store), feed.clone(), self.peer.clone(), feed_sender.clone());
         let made = low_priority::run(move || feed_sender.batch(store.as_ref(), &feed, &peer, &rosters)).await;
-        made.unwrap_or_else(|_| Err(ReadError::Damaged("reading ended in a panic".into())))
+        made.unwrap_or_else(|_| Err(ReadError::Damaged("reading panicked".into())))
     }
 
     fn heads_due(&self) -> Option<Instant> {
@@ -206,7 +206,7 @@ impl LinkSender {
             Ok(Some(heads)) => self.send(Frame::TreeHeads(heads)).await,
             Ok(None) => Ok(()),
             Err(error) => {
-                tracing::error!(peer = %self.peer, error = error_chain::one_line(&error), "heads cannot be read");
+                tracing::error!(peer = %self.peer, error = error_chain::one_line(&error), "tree heads cannot be read");
                 self.heads_pending = true;
                 Ok(())
             }

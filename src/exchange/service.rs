@@ -57,7 +57,7 @@ fn mounted(service: LinkService) -> ExchangeServer<LinkService> {
 impl Admission for LinkService {
     fn admit(&self, path: &str, extensions: &mut Extensions) -> Result<Terms, Status> {
         if path != LINK_PATH {
-            return Err(Status::unimplemented("no such method is served here"));
+            return Err(Status::unimplemented("this method is not served here"));
         }
         let member = self.caller(extensions)?;
         let owner = Owner::Member(member.as_str().into());
@@ -85,7 +85,7 @@ impl Exchange {
         if let Err(after) = limited {
             report("RATE");
             let details = ErrorDetails::with_retry_info(Some(after));
-            let message = "the member begins too many links";
+            let message = "the member opens too many links";
             return Err(Status::with_error_details(Code::ResourceExhausted, message, details));
         }
         let owner = Owner::Member(member.as_str().into());
@@ -115,12 +115,12 @@ impl LinkService {
         };
         let Some(member) = (self.identify)(extensions) else {
             deny("unidentified", &"");
-            return Err(Status::unauthenticated("a node certificate of a member is needed"));
+            return Err(Status::unauthenticated("a node certificate of a member is required"));
         };
         let shared = &self.exchange.shared;
         if member == shared.me || shared.options.rosters.load().newest().member(&member).is_none() {
             deny("not-a-peer", &member);
-            return Err(Status::permission_denied("the roster lists no such peer"));
+            return Err(Status::permission_denied("the roster does not list this peer"));
         }
         Ok(member)
     }

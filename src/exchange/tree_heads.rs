@@ -105,7 +105,7 @@ impl SentHeads {
                 continue;
             }
             if der.len() > TREE_HEADS_CRL_BYTES_MAX {
-                tracing::error!(authority = name, bytes = der.len(), "a revocation list fits no frame");
+                tracing::error!(authority = name, bytes = der.len(), "a CRL is too large for a frame");
             } else if der.len() > capacity || crls.len() == TREE_HEADS_CRLS_MAX {
                 all = false;
             } else {

@@ -89,7 +89,12 @@ impl ExchangeState {
                 let at = relay.choose(held, &replica_sizes, now_ms);
                 if at != before.as_ref() {
                     let relay = at.map(Member::as_str);
-                    tracing::info!(%feed, relay, held, "its owner is away, or behind: followed elsewhere");
+                    tracing::info!(
+                        %feed,
+                        relay,
+                        held,
+                        "the owner is unreachable or behind: the upstream of the feed has changed"
+                    );
                 }
                 if at == Some(peer) {
                     upstream_feeds.feeds.insert(feed);

@@ -384,7 +384,7 @@ fn toml_time(time: OffsetDateTime) -> Result<toml::value::Datetime, PkiError> {
         clock.minute(),
         clock.second()
     );
-    text.parse().map_err(|_| PkiError::Text(format!("`{text}` is no time")))
+    text.parse().map_err(|_| PkiError::Text(format!("`{text}` is not a time")))
 }
 
 fn toml_text(value: &impl serde::Serialize) -> Result<String, PkiError> {

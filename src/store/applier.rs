@@ -244,7 +244,7 @@ pub(super) fn run(shared: &Arc<StoreShared>) {
                 Ok(true) => release_applied(&mut shared.state.write(), &mut shared.tiles.lock(), &batch),
                 Ok(false) => return,
                 Err(error) => {
-                    tracing::error!(%error, "the index database cannot be rebuilt: nothing more is committed");
+                    tracing::error!(%error, "the index database cannot be rebuilt: commits stop");
                     shared.queue.fail(&error);
                     return;
                 }
@@ -260,7 +260,7 @@ pub(super) fn run(shared: &Arc<StoreShared>) {
 fn apply_batch(shared: &StoreShared, batch: &[PendingCommit], unflushed: &mut u64) -> Result<(), ReadError> {
     let index_db = shared.index_db();
     if index_db.is_damaged() {
-        return Err(ReadError::Behind("it could not be read".into()));
+        return Err(ReadError::Behind("the index database could not be read".into()));
     }
     // sled reports some damage by a panic; callers that wait for this thread must get an error.
     let applied = catch_unwind(AssertUnwindSafe(|| {

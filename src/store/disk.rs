@@ -149,7 +149,7 @@ impl DiskStore {
     }
 
     pub(super) fn shared(&self) -> &StoreShared {
-        self.shared.as_ref().expect("there until the store is dropped")
+        self.shared.as_ref().expect("present until the store is dropped")
     }
 
     pub(super) fn number(&self, feed: &FeedId) -> Option<FeedNumber> {

@@ -360,7 +360,7 @@ fn damaged_entries_are_reported_and_neighbours_are_read() {
     assert_eq!(named(store.history(8, 9, 99, &|_| true).unwrap_err()).0, 7);
     assert_eq!(named(store.history(7, 9, 99, &|_| true).unwrap_err()).0, 6);
     assert_eq!(indexes(store.history(6, 9, 99, &|_| true).unwrap().0), [4, 3, 2]);
-    assert!(store.history(8, 9, 99, &|_| false).unwrap().0.is_empty(), "what is not asked for is not read");
+    assert!(store.history(8, 9, 99, &|_| false).unwrap().0.is_empty(), "unrequested content is not read");
     assert!(store.damage().unwrap().to_string().contains("the envelope of ma.exercise.example/feed/1 1"));
 }
 
@@ -391,7 +391,7 @@ fn readers_see_commits_immediately_and_in_order() {
                     assert_eq!(
                         store.feed(feed).map_or(0, |state| state.compact_range.size()) % 3,
                         0,
-                        "commits are seen whole"
+                        "commits are visible as a whole"
                     );
                 }
             });

@@ -87,7 +87,7 @@ pub enum OpenError {
         expected: String,
     },
     /// A newer version of this program wrote it.
-    #[error("the store has version {found}, this program knows versions up to {known}")]
+    #[error("the store has version {found}, this program supports versions up to {known}")]
     Newer {
         /// The store's version.
         found: u32,
@@ -109,8 +109,8 @@ fn disk_full_reason(available_bytes: u64, reserve_bytes: u64) -> String {
         return format!("free space of {available_bytes} bytes is below the reserve of {reserve_bytes} bytes");
     }
     format!(
-        "the file system makes no new files although {available_bytes} bytes are free: it has no inodes left (`df -i`), or the quota of \
-         this user is used up"
+        "the file system creates no new files although {available_bytes} bytes are free: it has no inodes left \
+         (`df -i`), or the quota of this user is used up"
     )
 }
 

@@ -252,7 +252,7 @@ impl State {
             self.numbers.insert(feed.clone(), number);
             self.feeds.push(FeedIndex::new(feed.clone()));
         }
-        let feed_index = self.feeds.get_mut(number as usize).expect("every number was given when a book was added");
+        let feed_index = self.feeds.get_mut(number as usize).expect("each number is the place of a feed index");
         (number, feed_index, new)
     }
 

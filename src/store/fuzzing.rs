@@ -86,7 +86,7 @@ fn segment(bytes: &[u8], and_open: bool) {
             Err(OpenError::Io(error)) => panic!("{INVARIANT}: {error}"),
             Err(_) => {
                 let left = fs::read(log::segment::path(dir, 1)).expect(INVARIANT);
-                assert!(left == bytes, "damage is left as it is");
+                assert!(left == bytes, "damage is unchanged");
             }
         }
     });

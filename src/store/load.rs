@@ -23,7 +23,7 @@ pub(super) fn load(index_db: &IndexDb, log: &LogReader, state: &mut State) -> Re
     state.tail_cache.applied(state.seq);
     for ((feed, row), number) in index_db.feeds()?.into_iter().zip(0..) {
         if state.numbers.contains_key(&feed) {
-            return Err(ReadError::Damaged(format!("the index database: {feed} has two numbers")));
+            return Err(ReadError::Damaged(format!("the index database: {feed} has two feed numbers")));
         }
         let new_member = !state.numbers.keys().any(|held| held.member == feed.member);
         if new_member {
@@ -94,7 +94,7 @@ pub(super) fn custody(log: &LogReader, at: NoteRef) -> Result<CustodyRecord, Rea
 /// Returns the error for a reference of the index database to an item that its record does not
 /// have.
 pub(super) fn dangling(what: &str) -> ReadError {
-    ReadError::Damaged(format!("the index database: a {what} is not where the index database says"))
+    ReadError::Damaged(format!("the index database refers to a {what} that is not in its record"))
 }
 
 /// Loads the right edge of a feed's tree: the newest digests from the log, and the roots of the

@@ -157,7 +157,7 @@ impl Replay {
         if self.any
             && let Err(error) = self.index_db.flush()
         {
-            tracing::warn!(%error, "what was read of the log is not flushed");
+            tracing::warn!(%error, "the replayed records could not be flushed");
         }
         Ok((self.index_db, self.state, self.tiles))
     }

@@ -74,7 +74,7 @@ pub(super) fn check(
         validate::note(&priority.checkpoint, "checkpoint")?;
         match &priority.entry.content {
             Content::Disclosed { envelope, .. } if (1..=ENVELOPE_BYTES_MAX).contains(&envelope.len()) => {}
-            _ => return Err(format!("{feed} {index}: nothing to hold, or too much")),
+            _ => return Err(format!("{feed} {index}: an entry without content, or too large")),
         }
     }
     Ok(())
@@ -98,10 +98,10 @@ pub(super) fn match_appends(commit: &mut Commit, out_of_order: &impl OutOfOrder)
                     (true, false) => entry.content = Content::Undisclosed(Undisclosed::NotHeld),
                     (false, true) => displaced += 1,
                     (false, false) => {
-                        return Err(format!("{} {index}: another entry is held there, out of order", append.feed));
+                        return Err(format!("{} {index}: a different entry is held out of order", append.feed));
                     }
                     (true, true) => {
-                        return Err(format!("{} {index}: the entry held there is not another one", append.feed));
+                        return Err(format!("{} {index}: the displaced entry equals the appended one", append.feed));
                     }
                 }
             }

@@ -114,7 +114,7 @@ pub(super) fn until_done(shared: &StoreShared, seq: u64) -> Result<bool, OpenErr
     while wait_for_disk(shared) {
         // sled reports some damage by a panic.
         let built = catch_unwind(AssertUnwindSafe(|| shared.rebuild_source.build(seq)));
-        let panicked = |_| Err(OpenError::IndexDb(std::io::Error::other("sled ended in a panic")));
+        let panicked = |_| Err(OpenError::IndexDb(std::io::Error::other("sled panicked")));
         match built.unwrap_or_else(panicked) {
             Ok(index_db) => {
                 tracing::warn!(seq, "the index database has been rebuilt from the log");

@@ -26,7 +26,7 @@ pub(super) fn open<S>(
 ) -> Result<(S, usize), OpenError> {
     match open() {
         Err(OpenError::Damaged(what)) => {
-            tracing::warn!(what, "the store is damaged: its whole commit log is looked at");
+            tracing::warn!(what, "the store is damaged: scanning the whole commit log");
             let corrected = Repair::open(dir, options)?.correct_if_only_bits()?;
             if corrected == 0 { Err(OpenError::Damaged(what)) } else { Ok((open()?, corrected)) }
         }
@@ -86,7 +86,7 @@ impl Repair {
         let newest = index_db::newest_commit(dir, options.index_cache_bytes).unwrap_or(0).max(inspection.confirmed);
         if newest > inspection.newest && !inspection.truncated {
             let kind = LogDamageKind::Unrecoverable(format!(
-                "commits {} to {newest} are missing at its end",
+                "commits {} to {newest} are missing at the end",
                 inspection.newest + 1
             ));
             let segment = segment::list(&log_dir)?.last().copied().unwrap_or(1);

@@ -94,7 +94,7 @@ pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -
     }
     if commit.forks.len().max(subscriptions.len()) > COMMIT_NOTES_MAX || lists.iter().any(|len| *len > COMMIT_NOTES_MAX)
     {
-        return Err(format!("more than {COMMIT_NOTES_MAX} notes, cursors or lists of one sort"));
+        return Err(format!("more than {COMMIT_NOTES_MAX} notes, cursors or lists of one kind"));
     }
     commit.cosigned.iter().try_for_each(|cosigned| note(&cosigned.note, "cosigned checkpoint"))?;
     commit.custody.iter().try_for_each(|custody| note(&custody.note, "custody note"))?;
@@ -204,7 +204,7 @@ pub(super) type UndisclosedRun = (u64, u64, Undisclosed);
 pub(super) fn check_backfill(backfill: &Backfill, missing: &[Option<(Digest, Undisclosed)>]) -> Result<(), String> {
     for ((index, entry), missing) in backfill.entries.iter().zip(missing) {
         if missing.as_ref().is_none_or(|(digest, _)| *digest != entry.digest) {
-            return Err(format!("{} {index}: it is not held as this digest", backfill.feed));
+            return Err(format!("{} {index}: no entry with this digest is held", backfill.feed));
         }
     }
     Ok(())

@@ -160,9 +160,13 @@ mod tests {
         let individual = vec!["connection-rejected plain-text 10.0.0.1:1234 api"; 5];
         assert_eq!(captured.take(), [individual, vec!["connection-rejected plain-text 10.0.0.2:1234 api"]].concat());
         audit_limiter.summarize_expired(start + INTERVAL - Duration::from_millis(1));
-        assert!(captured.take().is_empty(), "the interval is not over");
+        assert!(captured.take().is_empty(), "the interval has not ended");
         audit_limiter.summarize_expired(start + INTERVAL);
-        assert_eq!(captured.take(), ["connection-rejected plain-text 10.0.0.1 api"], "one for all, and none for one");
+        assert_eq!(
+            captured.take(),
+            ["connection-rejected plain-text 10.0.0.1 api"],
+            "one summary for all, none for a single record"
+        );
         record_rejection(&audit_limiter, "10.0.0.1", start + INTERVAL);
         assert_eq!(captured.take().len(), 1, "a new interval begins");
     }

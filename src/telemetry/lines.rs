@@ -378,7 +378,7 @@ mod tests {
         let len = flood.to_text(false).len() as u64;
         assert!(passed > 10 && passed as u64 * (len - 4) <= LOG_BYTES.bounds.per_owner, "{passed}");
         let (passes, dropped) = charge(&mut quota, &budget, &line(Level::INFO, "tn", "quiet"), start);
-        assert!(passes && dropped.is_empty(), "others are not concerned");
+        assert!(passes && dropped.is_empty(), "other sources are not affected");
         let (passes, dropped) = charge(&mut quota, &budget, &flood, start + INTERVAL);
         assert!(passes, "a new minute begins");
         let lines_text: Vec<String> = dropped.iter().map(|line| line.to_text(false)).collect();
@@ -407,7 +407,7 @@ mod tests {
         assert!(charge(&mut quota, &budget, &alarm, start).0);
         assert!(charge(&mut quota, &budget, &line(Level::ERROR, "agency/2", &wide), start).0);
         let (_, dropped) = charge(&mut quota, &budget, &alarm, start + INTERVAL);
-        assert_eq!(dropped.len(), DROPPED_SOURCES_MAX + 1, "those that are not counted apart are counted together");
+        assert_eq!(dropped.len(), DROPPED_SOURCES_MAX + 1, "further sources share one counter");
     }
 
     #[test]

@@ -264,7 +264,7 @@ impl Table {
         listener: &ListenerOptions,
         evicted: &mut Vec<RejectionRecord>,
     ) -> Result<Charge, Rejection> {
-        let too_many = |what: String| Rejection::new("too-many-connections", format!("{what} has as many as it may"));
+        let too_many = |what: String| Rejection::new("too-many-connections", format!("{what} is at its limit"));
         let same_listener = |live: &&Live| live.peer.origin.at == peer.origin.at;
         let same = |live: &&Live| live.peer.identity.spiffe == peer.identity.spiffe;
         let own = self.live.values().filter(same_listener).filter(same).count();
@@ -272,7 +272,7 @@ impl Table {
             let ungranted = |live: &&Live| live.level == AccessLevel::Ungranted;
             let all = self.live.values().filter(same_listener).filter(ungranted).count();
             if own >= UNGRANTED_MAX.0 || all >= UNGRANTED_MAX.1 {
-                return Err(too_many(format!("{}, without any grant,", peer.identity.spiffe)));
+                return Err(too_many(format!("{} (without a grant)", peer.identity.spiffe)));
             }
         }
         let source = peer.origin.source.filter(|_| level != AccessLevel::Operator);
@@ -336,7 +336,12 @@ impl Table {
     fn evict(&mut self, number: u64) -> Option<RejectionRecord> {
         let live = self.live.remove(&number)?;
         live.cut.send_replace(true);
-        Some(live.peer.rejection_record(Rejection::new("connection-evicted", "it was idle, and others came")))
+        Some(
+            live.peer.rejection_record(Rejection::new(
+                "connection-evicted",
+                "it was idle and was replaced by a new connection",
+            )),
+        )
     }
 }
 
@@ -427,7 +432,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Served for Guarded<S> {
     fn on_flood(&self) -> Box<dyn Fn() + Send + Sync> {
         let (peer, connections) = (Arc::clone(&self.peer), self.connections.clone());
         Box::new(move || {
-            let rejected = Rejection::new("call-flood", "it went on calling though its calls were denied");
+            let rejected = Rejection::new("call-flood", "it continued to send calls after they were denied");
             connections.ended(&peer.rejection_record(rejected));
         })
     }

@@ -113,7 +113,7 @@ impl Attempt {
         let stream = MaybeCompressed::negotiated(stream, alpn.as_deref());
         let admitted = match presented {
             Some(presented) => self.connections.admit(stream, origin, presented, Arc::clone(&self.verifier), None),
-            None => Err(Rejection::new("no-certificate", "no certificate was shown")),
+            None => Err(Rejection::new("no-certificate", "no certificate was presented")),
         };
         admitted.map_err(|rejected| {
             self.rejected(rejected.clone());

@@ -213,15 +213,15 @@ mod tests {
         let more = at(Stage::Begun, &all, "10.0.0.2");
         assert!(has_slot(&quiet) && has_slot(&another) && has_slot(&more) && slots(&flood) == 1);
         for handshake in &flood {
-            assert_eq!(handshake.evicted().now_or_never().is_none(), has_slot(handshake), "it is told");
+            assert_eq!(handshake.evicted().now_or_never().is_none(), has_slot(handshake), "it is notified");
             handshake.advance(Stage::Hello);
         }
-        assert_eq!(slots(&flood), 1, "who gave way does not come back");
+        assert_eq!(slots(&flood), 1, "an evicted handshake is not readmitted");
         let next = at(Stage::Begun, &all, "10.0.0.4");
-        assert!(has_slot(&more) && has_slot(&next), "what has gone on leaves room");
+        assert!(has_slot(&more) && has_slot(&next), "an advanced handshake frees its slot");
         drop(next);
         let last = at(Stage::Begun, &all, "10.0.0.5");
-        assert!(has_slot(&more) && has_slot(&last), "so does what has ended");
+        assert!(has_slot(&more) && has_slot(&last), "an ended handshake frees its slot too");
     }
 
     #[test]

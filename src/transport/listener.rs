@@ -96,7 +96,8 @@ pub fn listen(
                     biased;
                     established = accept_tls(&listener, stream, &slot) => established,
                     () = tokio::time::sleep(limit) => {
-                        Err(Rejection::new("handshake-timeout", format!("not done within {} ms", limit.as_millis())))
+                        let detail = format!("not complete within {} ms", limit.as_millis());
+                        Err(Rejection::new("handshake-timeout", detail))
                     }
                 };
                 drop(slot);
@@ -163,7 +164,7 @@ async fn accept_tls(
 }
 
 fn evicted() -> Rejection {
-    Rejection::new("handshake-evicted", "not done when too many others came")
+    Rejection::new("handshake-evicted", "evicted before it was complete: too many other handshakes")
 }
 
 /// Returns whether data can be read. It asks the operating system, because the runtime may not have
@@ -190,7 +191,7 @@ async fn complete_tls(
     slot.advance(Stage::Replied);
     let stream = finish_handshake(accepting, slot).await.map_err(|error| handshake.rejected(&error))?;
     let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let presented = presented.ok_or_else(|| Rejection::new("no-certificate", "no certificate was shown"))?;
+    let presented = presented.ok_or_else(|| Rejection::new("no-certificate", "no certificate was presented"))?;
     let presented = presented.clone().into_owned();
     let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
     Ok((MaybeCompressed::negotiated(stream, alpn.as_deref()), presented))

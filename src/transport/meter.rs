@@ -105,7 +105,7 @@ impl FrameMeter {
             return Ok(());
         }
         let detail =
-            format!("more frames of kind {kind} and the like than a connection may send; the last has {length} bytes");
+            format!("too many frames of kind {kind} or similar kinds on one connection; the last has {length} bytes");
         Err(Rejection::new("frame-flood", detail))
     }
 }
@@ -145,7 +145,7 @@ mod tests {
         ] {
             assert_eq!(passed(&bytes, 2 * burst), burst, "{name}");
         }
-        assert_eq!(passed(&frame(0xbe, 0, 63 << 10), 2 * burst), burst / 64, "large ones count for more");
+        assert_eq!(passed(&frame(0xbe, 0, 63 << 10), 2 * burst), burst / 64, "large frames cost more");
         assert_eq!(passed(&frame(PING, 0, 8), 100_000), 10_000);
         assert_eq!(passed(&frame(WINDOW_UPDATE, 0, 4), 100_000), 10_000);
     }

@@ -115,23 +115,23 @@ impl Rejection {
 fn describe_alert(alert: AlertDescription) -> String {
     let (name, why) = match alert {
         AlertDescription::CertificateExpired => {
-            ("certificate_expired", "it has expired or is not valid yet, by their clock")
+            ("certificate_expired", "by the clock of the other end it has expired or is not valid yet")
         }
         AlertDescription::CertificateRevoked => ("certificate_revoked", "its authority has revoked it"),
         AlertDescription::UnknownCA => {
-            ("unknown_ca", "no authority that their roster lists for this member has signed it")
+            ("unknown_ca", "it is not signed by an authority that the roster of the other end lists for this member")
         }
         AlertDescription::BadCertificateStatusResponse => {
-            ("bad_certificate_status_response", "the revocation list of its authority is overdue there")
+            ("bad_certificate_status_response", "the CRL of its authority has expired at the other end")
         }
-        AlertDescription::AccessDenied => ("access_denied", "it is not for this listener"),
-        AlertDescription::BadCertificate => ("bad_certificate", "it does not name one SPIFFE ID"),
+        AlertDescription::AccessDenied => ("access_denied", "it is not accepted by this listener"),
+        AlertDescription::BadCertificate => ("bad_certificate", "it does not name exactly one SPIFFE ID"),
         AlertDescription::UnsupportedCertificate => (
             "unsupported_certificate",
             "its key usage, extended key usage, basic constraints, critical extensions or key are not a node's",
         ),
-        AlertDescription::CertificateUnknown => ("certificate_unknown", "their log says why"),
-        other => return format!("the other end ends the handshake: {other:?}"),
+        AlertDescription::CertificateUnknown => ("certificate_unknown", "see the log of the other end"),
+        other => return format!("the other end aborted the handshake: {other:?}"),
     };
     format!("the other end rejects our certificate: {why} ({name})")
 }

@@ -70,11 +70,11 @@ impl CheckedCrl {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CrlError {
     /// It cannot be parsed, or is too large.
-    #[error("not a revocation list: {0}")]
+    #[error("not a CRL: {0}")]
     Malformed(String),
     /// It covers only some of the certificates of its authority. Accepted as complete, it would
     /// drop other revocations.
-    #[error("not a whole revocation list: it is limited to a distribution point or to changes")]
+    #[error("not a complete CRL: it is limited to a distribution point or is a delta CRL")]
     Partial,
     /// It is not signed by an authority in the roster.
     #[error("not signed by an authority of the roster")]
@@ -105,7 +105,7 @@ impl CrlStore {
         }
         let (rest, crl) = CertificateRevocationList::from_der(der).map_err(|error| malformed(&error))?;
         if !rest.is_empty() {
-            return Err(CrlError::Malformed("bytes behind the list".into()));
+            return Err(CrlError::Malformed("trailing bytes after the CRL".into()));
         }
         let limits = [OID_X509_EXT_ISSUER_DISTRIBUTION_POINT, OID_X509_EXT_DELTA_CRL_INDICATOR];
         if crl.extensions().iter().any(|extension| limits.contains(&extension.oid)) {

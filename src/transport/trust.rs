@@ -31,7 +31,7 @@ impl FromStr for SpiffeId {
         // The text is not authenticated yet, so it is truncated and escaped before it is recorded.
         let bad = || {
             let found: String = text.chars().take(80).flat_map(char::escape_default).collect();
-            Rejection::new("not-spiffe", format!("`{found}` is no SPIFFE ID"))
+            Rejection::new("not-spiffe", format!("`{found}` is not a SPIFFE ID"))
         };
         let (trust_domain, path) =
             text.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
@@ -221,7 +221,10 @@ pub(super) fn domains<'a>(entries: impl Iterator<Item = &'a MemberEntry>) -> BTr
         domain.authorities.retain(|authority| {
             let sole = owners.get(authority.key()).is_some_and(|owners| owners.len() == 1);
             if !sole {
-                tracing::error!(member = %domain.member, "an authority of the roster is also another member's");
+                tracing::error!(
+                    member = %domain.member,
+                    "an authority of the roster is not used: another member lists the same key"
+                );
             }
             sole
         });

@@ -68,7 +68,10 @@ impl Verifier {
         })?;
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         if seconds < not_before {
-            return Err(Rejection::new("not-yet-valid", format!("{spiffe} is valid from {} on", rfc3339(not_before))));
+            return Err(Rejection::new(
+                "not-yet-valid",
+                format!("{spiffe} is not valid before {}", rfc3339(not_before)),
+            ));
         }
         if seconds > not_after {
             return Err(Rejection::new("expired", format!("{spiffe} was valid until {}", rfc3339(not_after))));
@@ -93,7 +96,7 @@ impl Verifier {
         Err(rejected.unwrap_or_else(|| {
             let mut detail = format!("{spiffe} is not certified by an authority of {}", domain.member);
             for unfit in &domain.unfit {
-                detail = format!("{detail}; one that the roster lists is not used: {unfit}");
+                detail = format!("{detail}; an authority in the roster is not used: {unfit}");
             }
             Rejection::new("wrong-ca", detail)
         }))
@@ -138,7 +141,7 @@ impl Verifier {
         let until = crl.next_update.saturating_add(grace);
         if seconds > until {
             let next_update = rfc3339(crl.next_update);
-            let detail = format!("{spiffe}: the revocation list of its authority was due on {next_update}");
+            let detail = format!("{spiffe}: the CRL of its authority expired on {next_update}");
             return Err(Rejection::new("crl-stale", detail));
         }
         Ok(until)

@@ -432,7 +432,7 @@ fn attacks() -> Vec<(&'static str, Vec<Attack>)> {
                 calls(target, many, move |_| request.clone(), stop)
             })],
         ),
-        ("connections that say nothing", vec![attack(silent)]),
+        ("silent connections", vec![attack(silent)]),
         (
             "frames of no use",
             vec![
@@ -532,7 +532,7 @@ async fn officer(client: &mut FocalPointClient<tonic::transport::Channel>, lasti
         let request = proto::PublishRequest { draft: Some(draft.clone()), ..Default::default() };
         let since = Instant::now();
         let published = tokio::time::timeout(DEADLINE, client.publish(request)).await.expect("answered in time");
-        published.expect("own bulletins are published whatever others do");
+        published.expect("own bulletins are published under attack");
         felt.millis.push(since.elapsed().as_secs_f64() * 1e3);
         tokio::time::sleep(PUBLISH_EVERY).await;
         number += 1;
@@ -625,7 +625,7 @@ fn node_stays_within_budgets_under_attack() {
             under.quantile(0.99),
         );
         assert!(ended.success(), "{name}: {}", world.log_end("ma"));
-        assert!(world.log_end("ma").contains("stopped: all that was accepted is stored"), "{name}");
+        assert!(world.log_end("ma").contains("stopped: all accepted work is stored"), "{name}");
         assert!(peak < MEMORY_MIB + BESIDE_MIB, "{name}: {peak} MiB");
         let text = fs::read_to_string(&log).unwrap();
         assert!(!text.contains('\u{1b}') && !text.lines().any(|line| line.starts_with("forged")), "{name}");

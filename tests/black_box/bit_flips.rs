@@ -167,7 +167,7 @@ async fn publish(channel: Channel, count: u64) -> Vec<Digest> {
     while let Some(response) = responses.message().await.unwrap() {
         room.add_permits(response.results.len());
         for result in response.results {
-            let Some(Outcome::Published(published)) = result.outcome else { panic!("refused") };
+            let Some(Outcome::Published(published)) = result.outcome else { panic!("rejected") };
             let receipt = published.receipt.unwrap();
             released.insert(receipt.index, Digest(receipt.digest.as_ref().try_into().unwrap()));
         }
@@ -421,7 +421,7 @@ fn truncated_log_is_reported_and_feed_continues_in_next_epoch(five: &mut Five) {
     let rejected = five.world.client("ly", "police-hq", &["publish", &draft, "--timeout", "5"]);
     assert_eq!(rejected.status.code(), Some(1), "{}", text(&rejected.stdout));
     let size = five.released["ly"].len().to_string();
-    until_within(five.timeout(), "peers have given back what was lost", || {
+    until_within(five.timeout(), "peers have returned the lost entries", || {
         five.world.feeds("ly").get("ly.rabat.example/feed/1").is_some_and(|(held, _)| *held == size)
     });
     five.world.kill("ly");

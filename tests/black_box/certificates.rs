@@ -120,7 +120,7 @@ fn external_authority_certificates_are_renewed_and_revoked_without_restart() {
     fs::copy(home.join("node-next.key"), home.join("tls/node.key")).unwrap();
     fs::copy(home.join("node-next.pem"), home.join("tls/node.pem")).unwrap();
     world.hang_up("ma");
-    until("the new certificate is shown", || shows("node-next.pem"));
+    until("the new certificate is presented", || shows("node-next.pem"));
     report();
     assert!(world.linked(&["ma", "tn"]) && watching.try_wait().unwrap().is_none());
 
@@ -136,5 +136,5 @@ fn external_authority_certificates_are_renewed_and_revoked_without_restart() {
     let json: Value = serde_json::from_str(output.lines().last().unwrap()).unwrap();
     assert_eq!(json["error"]["id"], "certificate-revoked", "{output}");
     assert!(json["error"]["message"].as_str().unwrap().contains("révoqué"), "{json}");
-    assert!(world.runs("ma") && world.linked(&["ma", "tn"]), "nobody else is touched");
+    assert!(world.runs("ma") && world.linked(&["ma", "tn"]), "other connections are unaffected");
 }

@@ -61,7 +61,10 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
 
     // Written by a later version.
     let bytes = altered(&|bytes| bytes[8] = 9);
-    assert_contains(&start_failure(&mut world, "ma"), "the store has version 9, this program knows versions up to 1");
+    assert_contains(
+        &start_failure(&mut world, "ma"),
+        "the store has version 9, this program supports versions up to 1",
+    );
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 
     // Two flipped bits in a confirmed commit: the error names the commit. The index database is

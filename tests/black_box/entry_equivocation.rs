@@ -157,7 +157,7 @@ impl Rabat {
             });
             Link { sender, follow_requests, _receive_task: receive_task }
         });
-        until("it is asked for its feed", || link.follow_requests.load(Ordering::SeqCst) > 0);
+        until("its feed is requested", || link.follow_requests.load(Ordering::SeqCst) > 0);
         link
     }
 
@@ -263,7 +263,7 @@ fn conflicting_entries_stop_feed_everywhere_until_resumed_and_again_on_new_evide
     let handed_on = world.roster().with_file_name("handed-on.txt").to_str().unwrap().to_owned();
     world.json("ne", "operator", &["feed", "evidence", FEED, "-o", &handed_on]);
     assert_eq!(fs::read(&handed_on).unwrap(), fs::read(&path).unwrap());
-    assert!(!show(&world, "operator").status.success(), "what is not about the network is not for operators");
+    assert!(!show(&world, "operator").status.success(), "operators read only bulletins about the network");
 
     // The operator resumes the feed: it is followed as Rabat continues it, also after a restart
     // with a new index database.
@@ -282,7 +282,7 @@ fn conflicting_entries_stop_feed_everywhere_until_resumed_and_again_on_new_evide
     rabat.send(&link, rabat.entries(&other, 8));
     until("and further", || size(&world, "ly") == "9");
     assert!(forks(&world, "ly") == (1, 1) && !alarmed(&world, "ly"));
-    assert!(show(&world, "situation-room").status.success(), "what was read once is still there");
+    assert!(show(&world, "situation-room").status.success(), "delivered entries remain");
     world.kill("ly");
     world.run("ly");
     assert!(forks(&world, "ly") == (1, 1) && !alarmed(&world, "ly") && size(&world, "ly") == "9");

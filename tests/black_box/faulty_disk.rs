@@ -136,7 +136,7 @@ fn full_disk_rejects_publishing_serves_reads_and_recovers() {
     let mut world = world_on(&disk, 16);
     let mut receipts: BTreeMap<u64, String> = BTreeMap::new();
     let confirmed = |receipts: &mut BTreeMap<u64, String>, (id, index)| {
-        assert_eq!(receipts.insert(index, id), None, "one place, one bulletin");
+        assert_eq!(receipts.insert(index, id), None, "one bulletin per index");
     };
     for _ in 0..3 {
         confirmed(&mut receipts, publish(&world, "ma", &["--wait-for", "3"]).unwrap());
@@ -147,7 +147,7 @@ fn full_disk_rejects_publishing_serves_reads_and_recovers() {
 
     // Other data fills the disk while clients publish.
     disk.fill(12 << 20);
-    until("publishing is refused", || publish(&world, "ma", &[]).map(|new| confirmed(&mut receipts, new)).is_err());
+    until("publishing is rejected", || publish(&world, "ma", &[]).map(|new| confirmed(&mut receipts, new)).is_err());
     let rejected = publish(&world, "ma", &[]).unwrap_err();
     assert!(rejected.contains("reserve"), "{rejected}");
     let node_status = status(&world, "ma");
@@ -162,7 +162,7 @@ fn full_disk_rejects_publishing_serves_reads_and_recovers() {
     until("Niamey has what it missed, from Rabat or others", || {
         world.feeds("ne").len() == 2 && visible(&world, "ne", "ma") == receipts
     });
-    until("Rabat knows that it is behind", || {
+    until("Rabat reports that it is behind", || {
         status(&world, "ma")["peers"].as_array().unwrap().iter().any(|peer| peer["lagEntries"] == "1")
     });
     assert!(world.linked(&["ma", "ly", "tn", "ne"]));
@@ -215,7 +215,7 @@ fn full_disk_rejects_publishing_serves_reads_and_recovers() {
 fn index_without_space_is_rebuilt_and_node_survives() {
     let disk = match SmallDisk::mount(48) {
         Ok(disk) => disk,
-        Err(reason) => return println!("SKIPPED: a view without space was NOT tested: {reason}"),
+        Err(reason) => return println!("SKIPPED: an index database without space was NOT tested: {reason}"),
     };
     // Without a reserve sled itself reaches the end of the disk.
     let mut world = world_on(&disk, 0);
@@ -233,7 +233,7 @@ fn index_without_space_is_rebuilt_and_node_survives() {
     assert!(world.client("ma", "operator", &["health"]).status.success());
     disk.make_room();
     until("Rabat publishes", || publish(&world, "ma", &[]).is_ok_and(|(id, at)| receipts.insert(at, id).is_none()));
-    until("what is asked is answered", || {
+    until("reads are answered", || {
         world.client("ma", "police-hq", &["history", "--member", "ma"]).status.success()
             && visible(&world, "ma", "ma") == receipts
     });
@@ -329,7 +329,7 @@ fn write_without_space_is_rejected_and_next_one_succeeds() {
         Err(reason) => return println!("SKIPPED: a write without space was NOT tested: {reason}"),
     };
     let mut rejected = 0;
-    until("it is taken", || match publish(&world, "ma", &[]) {
+    until("it is accepted", || match publish(&world, "ma", &[]) {
         Ok((id, index)) => receipts.insert(index, id).is_none(),
         Err(_) => {
             rejected += 1;
@@ -337,7 +337,7 @@ fn write_without_space_is_rejected_and_next_one_succeeds() {
         }
     });
     drop(sabotage);
-    assert!(rejected > 0, "somebody was refused");
+    assert!(rejected > 0, "a publisher was rejected");
     assert_eq!(world.process("ma"), process);
     until("all members hold it", || PEERS.iter().all(|peer| visible(&world, peer, "ma") == receipts));
 }

@@ -75,7 +75,7 @@ fn receipts_survive_kill_at_any_moment() {
             })
             .collect();
         let awaited = before + usize::try_from(random.below((PUBLISHED_A_ROUND * MEMBERS.len()) as u64)).unwrap();
-        until("publishing goes on", || responses.load(Ordering::SeqCst) >= awaited);
+        until("publishing continues", || responses.load(Ordering::SeqCst) >= awaited);
         std::thread::sleep(random.moment());
 
         let count = match random.below(10) {
@@ -130,7 +130,7 @@ fn receipts_survive_kill_at_any_moment() {
     for publisher in publishers.values() {
         runtime.block_on(publisher.repeat_some());
     }
-    println!("{kills} kills, {rebuilt} views deleted, {} receipts", published * MEMBERS.len());
+    println!("{kills} kills, {rebuilt} index databases deleted, {} receipts", published * MEMBERS.len());
 }
 
 pub(crate) fn random_seed() -> u64 {
@@ -146,7 +146,7 @@ fn all_hold_the_same(
     publishers: &BTreeMap<&str, Arc<Publisher>>,
     published: usize,
 ) {
-    until("all feeds are equal everywhere and whole", || {
+    until("all feeds are equal and complete everywhere", || {
         let feeds = MEMBERS.map(|member| world.feeds(member));
         feeds[0].len() == MEMBERS.len()
             && feeds[0].values().all(|(size, _)| *size == published.to_string())

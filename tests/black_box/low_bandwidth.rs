@@ -196,7 +196,7 @@ fn low_bandwidth_link_delivers_alert_with_few_bytes() {
     println!("thin_line.catchup.seconds {:.1} s", begun.elapsed().as_secs_f64());
     println!("thin_line.wire.catchup {} B/bulletin", wire / missed as u64);
     println!("thin_line.wire.catchup_ratio {:.3} of the bulletins' own size", wire as f64 / own as f64);
-    assert!(wire * 50 > own as u64, "{wire} bytes: it came by another line");
+    assert!(wire * 50 > own as u64, "{wire} bytes: it was sent over another line");
     assert!(wire * 2 < own as u64, "{wire} bytes for bulletins of {own} bytes");
 
     // Idle traffic: two keep-alives each way, once the last responses are complete.

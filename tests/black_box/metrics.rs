@@ -60,7 +60,7 @@ fn metrics_match_operator_guide_and_follow_events() {
     for _ in 0..3 {
         world.json("ma", "police-hq", &["publish", &draft, "--wait-for", "3"]);
     }
-    until("the figures follow", || {
+    until("the metrics change", || {
         let metrics = metrics(port);
         value(&metrics, "barid_feed_entries{feed=\"ma.rabat.example/feed/1\"}") == Some(3.0)
             && value(&metrics, "barid_link_up{peer=\"tn\"}") == Some(1.0)
@@ -78,7 +78,7 @@ fn metrics_match_operator_guide_and_follow_events() {
     let before = value(&samples, "barid_rejections_total{event=\"call-denied\",reason=\"role\"}").unwrap_or(0.0);
     assert!(!world.client("ma", "auditor", &["publish", &draft, "--timeout", "1"]).status.success());
     world.kill("tn");
-    until("both are told", || {
+    until("the rejection and the closed link are counted", || {
         let metrics = metrics(port);
         value(&metrics, "barid_rejections_total{event=\"call-denied\",reason=\"role\"}") > Some(before)
             && value(&metrics, "barid_link_up{peer=\"tn\"}") == Some(0.0)

@@ -119,7 +119,7 @@ fn stalled_subscribers_cost_little_and_block_nobody() {
     world.terminate("ma");
     let ended = world.ended("ma");
     assert_eq!(ended.code(), Some(0), "{}", world.log_end("ma"));
-    assert!(world.log_end("ma").contains("stopped: all that was accepted is stored"), "{}", world.log_end("ma"));
+    assert!(world.log_end("ma").contains("stopped: all accepted work is stored"), "{}", world.log_end("ma"));
     drop(stopped);
     runtime.shutdown_timeout(Duration::from_secs(5));
     world.run("ma");

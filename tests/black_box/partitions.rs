@@ -108,7 +108,7 @@ fn world_on(switch: &Switch) -> World {
 fn patiently(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < NOTICED_IN, "it did not come true in time that {what}");
+        assert!(start.elapsed() < NOTICED_IN, "timeout: {what}");
         thread::yield_now();
     }
 }
@@ -189,7 +189,7 @@ fn partitioned_member_continues_and_converges_without_duplicates() {
     // through other members.
     let during = || {
         switch.cut_one_way("ly", "ma");
-        patiently("both know it", || !linked(&world, "ma", "ly") && !linked(&world, "ly", "ma"));
+        patiently("both report it", || !linked(&world, "ma", "ly") && !linked(&world, "ly", "ma"));
         let newest = || world.feeds("ly")["ly.rabat.example/feed/1"].0.parse::<u64>().unwrap();
         let there = newest();
         patiently("Rabat has what Tripoli published since", || {

@@ -50,7 +50,7 @@ fn alert_overtakes_backlog_after_long_outage_with_proof() {
     until("Tunis has the alert", || world.client("tn", "police-hq", &["show", &format!("ne/{id}")]).status.success());
     println!("priority.low_bandwidth.alert {:.1} s", begun.elapsed().as_secs_f64());
     let held = size_of_ne(&world);
-    assert!(held <= MISSED as u64, "it came in order: {held}");
+    assert!(held <= MISSED as u64, "it arrived in order: {held}");
     // Tunis can export evidence at once, from the proof that came with the entry.
     let evidence = world.folder("tn").join("alert.barid");
     let evidence = evidence.to_str().unwrap();

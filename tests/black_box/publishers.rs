@@ -269,7 +269,7 @@ impl DeliveryLog {
     pub(crate) fn check(&self, deliveries: &[proto::Delivery]) {
         let delivered = self.0.lock().unwrap();
         let places: BTreeSet<_> = delivered.values().map(|(feed, index, _)| (feed, index)).collect();
-        assert_eq!(places.len(), delivered.len(), "an entry came under two offsets");
+        assert_eq!(places.len(), delivered.len(), "an entry has two offsets");
         assert!(!delivered.is_empty());
         let now: BTreeMap<u64, (&str, u64)> =
             deliveries.iter().map(|held| (held.offset, (held.feed.as_str(), held.index))).collect();

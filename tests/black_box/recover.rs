@@ -160,7 +160,7 @@ fn assert_no_equivocation(world: &World, members: &[&str]) {
 }
 
 fn assert_needs_recovery(world: &World, member: &str) {
-    until("it knows that it is in doubt", || {
+    until("it reports that it needs recovery", || {
         status(world, member)["publishing"].as_str().unwrap().starts_with("needs-recovery: ")
     });
     let rejected = publish_one(world, member);
@@ -201,9 +201,9 @@ fn lost_store_is_recovered_from_peers_into_next_epoch() {
     // Every start here has --bootstrap; beside a high-water mark it has no effect.
     world.run_without_store("ly");
     assert_needs_recovery(&world, "ly");
-    until("peers have given back what was lost", || size(&world, "ly", old) == 52);
+    until("peers have returned the lost entries", || size(&world, "ly", old) == 52);
     let rejected = world.records("ly", &["note-rejected"]);
-    assert!(rejected.is_empty(), "what peers say of entries that are not here is honest: {rejected:?}");
+    assert!(rejected.is_empty(), "attestations of entries not held here are valid: {rejected:?}");
     // The feed still needs recovery after all entries are back.
     world.kill("ly");
     world.run("ly");
@@ -228,7 +228,7 @@ fn lost_store_is_recovered_from_peers_into_next_epoch() {
     let output = last_line(&recovered);
     assert_eq!((&output["closed"]["feed"], &output["closed"]["size"]), (&old.into(), &52.into()), "{output}");
     assert_eq!((&output["opened"]["feed"], &output["opened"]["size"]), (&new.into(), &1.into()), "{output}");
-    assert!(!world.folder("ly").join("keys/needs-recovery").exists(), "what was in doubt is over");
+    assert!(!world.folder("ly").join("keys/needs-recovery").exists(), "the need for recovery is cleared");
     let again = recover(&world, "ly", "ly", &["--skip-members", "ne"]);
     assert_eq!(again.status.code(), Some(1), "a key is used once: {}", text(&again.stdout));
 
@@ -244,7 +244,7 @@ fn lost_store_is_recovered_from_peers_into_next_epoch() {
         let foreign = recover(&world, "ne", "ne", &[]);
         let output = text(&foreign.stderr);
         assert_eq!((foreign.status.code(), error_id(&foreign)), (Some(1), "other-user".into()), "{output}");
-        assert!(output.contains("data belongs to user 65532, and this runs as user 0"), "{output}");
+        assert!(output.contains("data belongs to user 65532, but this process runs as user 0"), "{output}");
         let repaired = crate::world::barid(&["--json", "repair", "--config", config.to_str().unwrap()]);
         assert_eq!(error_id(&repaired), "other-user");
         std::os::unix::fs::chown(&data, Some(0), None).unwrap();
@@ -295,7 +295,7 @@ fn restored_backup_is_not_continued_and_loses_nothing() {
     fs::remove_file(world.folder("ly").join("keys/mark")).unwrap();
     world.run("ly");
     assert_needs_recovery(&world, "ly");
-    until("peers have given back what the backup lacks", || size(&world, "ly", old) == 1_001);
+    until("peers have returned the entries missing from the backup", || size(&world, "ly", old) == 1_001);
     world.kill("ly");
     let recovered = recover(&world, "ly", "ly", &[]);
     assert!(recovered.status.success(), "{}", text(&recovered.stderr));
@@ -384,7 +384,7 @@ fn duplicate_node_needs_recovery_and_no_equivocation_is_reported() {
     assert_eq!(PublisherClient::of(&world, "ma").publish(5), 5);
     until("peers hold it", || ["ly", "tn", "ne"].iter().all(|peer| size(&world, peer, feed) == 6));
     second.run();
-    until("the copy is in doubt", || {
+    until("the copy needs recovery", || {
         let status = second.client("operator", &["status"]);
         text(&status.stdout).contains("needs-recovery: ")
     });
@@ -392,7 +392,7 @@ fn duplicate_node_needs_recovery_and_no_equivocation_is_reported() {
     let rejected = second.client("police-hq", &["publish", &draft, "--timeout", "10"]);
     assert_eq!(rejected.status.code(), Some(1), "{}", text(&rejected.stdout));
     second.kill();
-    assert!(publish_one(&world, "ma").status.success(), "the first one goes on");
+    assert!(publish_one(&world, "ma").status.success(), "the first node continues");
     until("and peers follow it", || ["ly", "tn", "ne"].iter().all(|peer| size(&world, peer, feed) == 7));
     assert_no_equivocation(&world, &MEMBERS);
 }
@@ -423,7 +423,7 @@ fn equivocation_is_proven_persisted_and_stops_feed_until_resumed() {
         assert!(second.client("police-hq", &["publish", &draft, "--timeout", "10"]).status.success());
     }
     world.run("tn");
-    until("tn holds the copy's history", || size(&world, "tn", feed) == 5);
+    until("tn holds the copy's fork", || size(&world, "tn", feed) == 5);
     second.kill();
     world.run("ly");
 
@@ -432,7 +432,7 @@ fn equivocation_is_proven_persisted_and_stops_feed_until_resumed() {
         let forks = world.json(member, "operator", &["feed", "forks"]);
         forks.iter().any(|fork| fork["feed"] == feed && fork["resumed"] != true)
     };
-    until("it is found", || stopped(&world, "ly") || stopped(&world, "tn"));
+    until("the fork is detected", || stopped(&world, "ly") || stopped(&world, "tn"));
     let finder = if stopped(&world, "ly") { "ly" } else { "tn" };
     assert!(!world.records(finder, &["alarm", "equivocation", feed]).is_empty());
     assert!(status(&world, finder)["alarms"].to_string().contains(feed));
@@ -459,8 +459,8 @@ fn equivocation_is_proven_persisted_and_stops_feed_until_resumed() {
         history.iter().filter(|line| line["header"]["member"] == by).count()
     };
     let notice_counts = |world: &World| ["ly", "tn", "ne"].map(|by| notices_by(world, by));
-    until("somebody has told", || notice_counts(&world).contains(&1));
-    until("all have heard of it", || {
+    until("a member has announced it", || notice_counts(&world).contains(&1));
+    until("all members hold the announcement", || {
         ["ly", "tn"].iter().all(|member| stopped(&world, member)) && world.feeds("ly") == world.feeds("ne")
     });
     let first_counts = notice_counts(&world);
@@ -478,7 +478,7 @@ fn equivocation_is_proven_persisted_and_stops_feed_until_resumed() {
     world.run(finder);
     assert!(!stopped(&world, finder));
     until("Niamey has all of the finder's", || world.feeds("ne").get(&own) == world.feeds(finder).get(&own));
-    assert_eq!(notice_counts(&world), first_counts, "nothing is told again");
+    assert_eq!(notice_counts(&world), first_counts, "nothing is announced again");
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -227,7 +227,7 @@ impl Region {
 fn until(entries: usize, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < deadline(entries), "it did not come true in time that {what}");
+        assert!(start.elapsed() < deadline(entries), "timeout: {what}");
         std::thread::yield_now();
     }
 }
@@ -241,7 +241,7 @@ fn relay_serves_feed_and_restricted_content_is_backfilled_from_owner() {
     let entries = entries();
     let region = Region::start();
     region.heal();
-    until(0, "everybody has a link to everybody", || region.world.linked(&crate::world::MEMBERS));
+    until(0, "all members are linked to each other", || region.world.linked(&crate::world::MEMBERS));
     region.publish(10, |_| None);
     until(0, "the far members hold it", || FAR.into_iter().all(|far| region.holds_all_of_ma(far)));
 
@@ -277,19 +277,19 @@ fn relay_serves_feed_and_restricted_content_is_backfilled_from_owner() {
     // For entries that all may read, Morocco has the custody notes of members without a link to it:
     // Libya relays them. For entries that Libya may not read there are none.
     for (number, holders) in [(1, vec!["ly", "ne", "tn"]), (4, vec!["ly"]), (0, vec![])] {
-        until(0, "Morocco has it in writing by a relay", || region.stored_at(&ids[number]) == holders);
+        until(0, "Morocco has the custody notes through a relay", || region.stored_at(&ids[number]) == holders);
     }
     let visible_before: BTreeMap<&str, BTreeMap<u64, u64>> = FAR.map(|far| (far, region.visible(far))).into();
     region.heal();
     let began = Instant::now();
     for far in FAR {
         let wanted = may_read(far);
-        until(entries, "all that they may read has come", || {
+        until(entries, "they hold all that they may read", || {
             let held = region.peer(far).feed.map_or(0, |feed| feed.disclosed);
-            assert!(held <= wanted.len() as u64, "{far} was shown more than it may read");
+            assert!(held <= wanted.len() as u64, "{far} was sent more than it may read");
             held == wanted.len() as u64
         });
-        println!("{far} has it {:.1?} after the line is mended", began.elapsed());
+        println!("{far} has it {:.1?} after the line is restored", began.elapsed());
         let visible = region.visible(far);
         assert_eq!(visible.keys().copied().collect::<BTreeSet<_>>(), wanted, "{far}");
         // Entries that had arrived before have the same offset.
@@ -300,7 +300,7 @@ fn relay_serves_feed_and_restricted_content_is_backfilled_from_owner() {
     assert_eq!(region.visible("ly").keys().copied().collect::<BTreeSet<_>>(), may_read("ly"));
     // Members that may read restricted entries have sent their custody notes to Morocco.
     for (number, far) in [(0, vec!["tn"]), (2, FAR.to_vec())] {
-        until(0, "Morocco has it in writing", || region.stored_at(&ids[number]) == far);
+        until(0, "Morocco has the custody notes", || region.stored_at(&ids[number]) == far);
     }
     let alarms: Vec<Value> = region.world.json("tn", "operator", &["status"]);
     assert_eq!(alarms[0]["alarms"].as_array().map_or(0, Vec::len), 0, "{:?}", alarms[0]["alarms"]);

@@ -225,9 +225,9 @@ fn revoked_certificate_is_disconnected_everywhere_and_replacement_works() {
     until("the watch has ended", || world.records("ly", &[ended[0], ended[1], person]).len() == 1);
     let reloaded = world.records("ly", &[" event=\"reloaded\" ", " reason=\"changed\" "]);
     assert_eq!(reloaded.len(), 1);
-    assert!(reloaded[0].contains("certificate: ") && reloaded[0].contains("revocation list of ly.rabat.example: "));
+    assert!(reloaded[0].contains("certificate: ") && reloaded[0].contains("CRL of ly.rabat.example: "));
     assert_ne!(world.client("ly", "police-hq", &["history"]).status.code(), Some(0));
-    until("the refusal is recorded", || {
+    until("the rejection is recorded", || {
         !world.records("ly", &[" event=\"connection-rejected\" ", " reason=\"revoked\" "]).is_empty()
     });
     watch.kill().unwrap();
@@ -266,7 +266,7 @@ fn reload_is_atomic_and_audited() {
 
     world.hang_up("ma");
     let reloaded = |reason: &str| world.records("ma", &[" event=\"reloaded\" ", &format!(" reason=\"{reason}\" ")]);
-    until("it has looked", || reloaded("nothing-new").len() == 1);
+    until("it has reloaded", || reloaded("nothing-new").len() == 1);
 
     // A new certificate, each time together with one invalid file.
     let renewed = ma.issue("node", &["127.0.0.1".into()]).unwrap();
@@ -283,7 +283,7 @@ fn reload_is_atomic_and_audited() {
         fs::write(folder.join(file), bad).unwrap();
         world.hang_up("ma");
         let rejected = || world.records("ma", &[" event=\"reload-rejected\" "]);
-        until("it is refused", || rejected().len() == count);
+        until("it is rejected", || rejected().len() == count);
         assert!(rejected()[count - 1].contains(file), "{file}: {:?}", rejected());
         assert_eq!(presented(), before, "{file}");
         fs::write(folder.join(file), good).unwrap();
@@ -293,7 +293,7 @@ fn reload_is_atomic_and_audited() {
     fs::write(folder.join("tls/node.pem"), &forged.certificate).unwrap();
     fs::write(folder.join("tls/node.key"), &forged.key).unwrap();
     world.hang_up("ma");
-    until("it is refused", || world.records("ma", &[" event=\"reload-rejected\" ", "wrong-ca"]).len() == 1);
+    until("it is rejected", || world.records("ma", &[" event=\"reload-rejected\" ", "wrong-ca"]).len() == 1);
     fs::write(folder.join("tls/node.pem"), &renewed.certificate).unwrap();
     fs::write(folder.join("tls/node.key"), &renewed.key).unwrap();
 
@@ -304,7 +304,7 @@ fn reload_is_atomic_and_audited() {
     world.hang_up("ma");
     until("it is reloaded", || reloaded("changed").len() == 1);
     let record = reloaded("changed").remove(0);
-    for part in [" actor=SIGHUP ", "certificate: ", "access rules: ", "revocation list of ma.rabat.example: "] {
+    for part in [" actor=SIGHUP ", "certificate: ", "access rules: ", "CRL of ma.rabat.example: "] {
         assert!(record.contains(part), "{part}: {record}");
     }
     assert_eq!(presented(), CertificateDer::from_pem_slice(renewed.certificate.as_bytes()).unwrap());
@@ -351,14 +351,14 @@ fn removed_member_is_disconnected_everywhere() {
     let version = |member: &str| world.json(member, "operator", &["status"]).remove(0)["rosterVersion"].clone();
     until("it has reached all others", || ["ly", "tn"].iter().all(|member| version(member) == "2"));
     let peers = |member: &str| world.json(member, "operator", &["status"]).remove(0)["peers"].clone();
-    until("nobody is linked to Niamey", || {
+    until("no member is linked to Niamey", || {
         let linked = |member: &&str| {
             peers(member).as_array().unwrap().iter().any(|peer| peer["member"] == "ne" && peer["linked"] == true)
         };
         !["ma", "ly", "tn"].iter().any(linked)
     });
     // Niamey's connection, or its next attempt, was rejected as from an unknown member.
-    until("its refusal is recorded", || {
+    until("its rejection is recorded", || {
         ["ma", "ly", "tn"].iter().any(|member| !world.records(member, &[" reason=\"unknown-member\" "]).is_empty())
     });
     until("the others stay linked", || world.linked(&["ma", "ly", "tn"]));

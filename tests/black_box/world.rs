@@ -327,7 +327,7 @@ pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
 pub(crate) fn until_within(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < deadline, "it did not come true in time that {what}");
+        assert!(start.elapsed() < deadline, "timeout: {what}");
         std::thread::yield_now();
     }
 }

@@ -193,14 +193,18 @@ pub(super) mod tests {
             "of any group and kind"
         );
         assert_eq!(readers(&header("TLP:RED", "security.documents", &["dz"])), "ne", "no member of this roster");
-        assert_eq!(readers(&header("TLP:RED", "security.documents", &[])), "", "RED to nobody is no label at all");
+        assert_eq!(readers(&header("TLP:RED", "security.documents", &[])), "", "RED without recipients is invalid");
     }
 
     #[test]
     fn naming_members_narrows_and_never_widens() {
         assert_eq!(readers(&header("TLP:GREEN", "security.documents", &["tn", "x-eu"])), "ne tn");
         assert_eq!(readers(&header("TLP:AMBER", "security.documents", &["ly", "tn"])), "ne tn");
-        assert_eq!(readers(&header("TLP:CLEAR", "security.documents", &["nonsense!"])), "ne", "not read as unnarrowed");
+        assert_eq!(
+            readers(&header("TLP:CLEAR", "security.documents", &["nonsense!"])),
+            "ne",
+            "not treated as unrestricted"
+        );
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub(super) fn paragraph(field: impl std::fmt::Display, text: &str, report: &mut 
         return;
     }
     if !has_visible_text(text) {
-        report.add(field, text, "no text, or one that shows something");
+        report.add(field, text, "no text, or text with visible characters");
     } else if is_plain(text) {
         direction(field, text, report);
     } else {

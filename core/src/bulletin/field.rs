@@ -62,7 +62,7 @@ impl Report {
     /// Adds an error: `field` holds `found` where `expected` was expected.
     pub fn add(&mut self, field: impl fmt::Display, found: impl fmt::Display, expected: impl fmt::Display) {
         #[cfg(test)]
-        assert!(super::Rule::of(&expected.to_string()).is_some(), "no rule in the table of rules.rs says: {expected}");
+        assert!(super::Rule::of(&expected.to_string()).is_some(), "no rule in rules.rs has the text: {expected}");
         if self.errors.len() < FIELD_ERRORS_MAX {
             self.errors.push(FieldError::new(field, found, expected));
         }

@@ -298,7 +298,7 @@ fn handling(header: &proto::Header, report: &mut Report) -> Option<Handling> {
     let (field, note) = ("header.handling.codes_note", &handling.codes_note);
     let empty = if own { !has_visible_text(note) } else { note.is_empty() };
     match (codes.contains(&HandlingCode::H3), empty) {
-        (true, true) => report.missing(field, "a sentence that says what H3 means here"),
+        (true, true) => report.missing(field, "a sentence that explains what H3 means here"),
         (false, false) => report.add(field, note, "nothing without the code H3"),
         // Cancels and Acks copy the note from the bulletin they refer to. That bulletin must stay
         // cancellable whatever its note holds, so a copied note is not checked.
@@ -361,7 +361,8 @@ fn retain_until(header: &proto::Header, sent_at: Option<Time>, report: &mut Repo
     match (personal_data, header.retain_until.as_str()) {
         (false, "") => None,
         (true, "") => {
-            report.missing("header.retain_until", "the last day on which the personal data may be kept, YYYY-MM-DD");
+            report
+                .missing("header.retain_until", "the last day on which the personal data may be retained, YYYY-MM-DD");
             None
         }
         (false, day) => {

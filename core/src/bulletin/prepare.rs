@@ -60,7 +60,7 @@ pub fn prepare(
     let (envelope, digest) = seal(&proto_header, draft.body.as_ref().unwrap_or(&no_body), salt);
     let mut report = Report::default();
     if let Err(error) = envelope::parts(&envelope).and_then(|parts| parts.check_payload()) {
-        report.add("body", error, "a body that every reader can take in");
+        report.add("body", error, "a body that every reader can decode");
     }
     report.into_result()?;
     Ok(ValidBulletin { header, proto_header, envelope, digest })
@@ -327,7 +327,7 @@ pub(super) mod tests {
         assert_eq!(
             prepare(&named, &defaults(), [9; 16]).unwrap().digest,
             valid.digest,
-            "naming what is filled is no difference"
+            "a draft that states the defaults is equal"
         );
     }
 

@@ -60,7 +60,7 @@ pub const RULES: &[(&str, &str)] = &[
     ("point", "`lat,lon` in decimal degrees (WGS 84), -90 to 90 and -180 to 180"),
     ("unit", "a UN/CEFACT Recommendation 20 code such as `KGM`, `LTR` or `C62`"),
     ("document-code", "an ICAO document code: P, V, I, A, C or one of them and a letter or digit, not AV, CV, IV"),
-    ("retain-until", "the last day on which the personal data may be kept, YYYY-MM-DD"),
+    ("retain-until", "the last day on which the personal data may be retained, YYYY-MM-DD"),
     ("hs-code", "a WCO HS code of 2, 4 or 6 digits, chapters 01 to 97 without 77"),
     ("member", "a country of ISO 3166-1 alpha-2 in lower case, or `x-` and a name"),
     ("seizure-personal-data", "false: a seizure report names no person (WCO CEN practice)"),
@@ -76,12 +76,12 @@ pub const RULES: &[(&str, &str)] = &[
     ("zone-personal-data", "true: a machine readable zone names a person"),
     ("locode-or-point", "a UN/LOCODE such as `TNTUN`, or coordinates"),
     ("accepted-at", "the instant at which the node accepted it"),
-    ("notice-personal-data", "true: a person notice speaks of a person"),
-    ("h3-note", "a sentence that says what H3 means here"),
+    ("notice-personal-data", "true: a person notice names a person"),
+    ("h3-note", "a sentence that explains what H3 means here"),
     ("language", "a BCP 47 tag such as `ar`, `fr` or `en`"),
     ("quantity", "a decimal number above 0 such as `12.5`"),
     ("system-status", "System: it is about the network itself"),
-    ("body-readable", "a body that every reader can take in"),
+    ("body-readable", "a body that every reader can decode"),
     ("nothing-without-personal-data", "nothing, or personal_data to be true"),
     ("listed-other-member", "another member that the roster lists"),
     ("in-audience", "a member in the bulletin's audience"),
@@ -90,7 +90,7 @@ pub const RULES: &[(&str, &str)] = &[
     ("instant-in-range", "an instant of the years 1 to 9999"),
     ("media-type", "a media type such as `image/jpeg`"),
     ("id", "a UUIDv7 in lower-case text form"),
-    ("paragraph-shown", "no text, or one that shows something"),
+    ("paragraph-shown", "no text, or text with visible characters"),
     ("paragraph", "text without control characters"),
     ("reference-other", "another bulletin than this one"),
     ("listed-member", "a member that the roster lists"),
@@ -106,8 +106,8 @@ pub const RULES: &[(&str, &str)] = &[
     ("observation-needed", "at least one observation"),
     ("feed-of-publisher", "a feed of the publisher"),
     ("feed-name", "a feed such as ly.rabat.example/feed/1"),
-    ("fork-evidence", "a file that proves two histories"),
-    ("as-evidence", "what the evidence says"),
+    ("fork-evidence", "a file that proves a fork"),
+    ("as-evidence", "the value in the evidence"),
     ("once-nationality", "each nationality once"),
     ("day-passed", "a day that has passed"),
     ("tlp-at-least", "a TLP label at least"),
@@ -136,12 +136,12 @@ pub const RULES: &[(&str, &str)] = &[
     ("document-number", "1 to {} of A to Z and 0 to 9, without fillers and spaces"),
     ("audience-at-most", "at most the {} other members in the bulletin's audience"),
     ("zone-document-code", "a document code that begins with {} in this layout, and on a card has no V behind it"),
-    ("expiry-as-zone", "YYMMDD {}, as the machine readable zone says"),
+    ("expiry-as-zone", "YYMMDD {}, as in the machine readable zone"),
     ("zone-date", "{} as YYMMDD, `<` where unknown, from place {}"),
     ("clock-ahead", "at most {} s ahead of this node's clock, {}"),
     ("topic-of-kind", "a topic under `{}`, the working group of {}"),
     ("others-each-once", "at most the {} other members, each once"),
-    ("as-zone", "`{}`, as the machine readable zone says"),
+    ("as-zone", "`{}`, as in the machine readable zone"),
     ("content-of-kind", "the content that header.kind names: {}"),
     ("as-original", "`{}`, as in the bulletin it refers to"),
     ("filled-by-node", "`{}` or nothing: the node fills it"),
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn every_text_is_its_own_rule_and_gives_its_values_back() {
         let codes: BTreeSet<&str> = RULES.iter().map(|(code, _)| *code).collect();
-        assert_eq!(codes.len(), RULES.len(), "a code twice");
+        assert_eq!(codes.len(), RULES.len(), "a code is listed twice");
         for (code, text) in RULES {
             let count = text.matches("{}").count();
             let given: Vec<String> = (1..=count).map(|n| format!("v{n}")).collect();

@@ -382,7 +382,7 @@ mod tests {
         assert!(counted(&entry("cancellation", 1, |h| h.status = "Actual".to_owned()), position).is_none());
         assert!(counted(&entry("cancellation", 1, |h| h.topic = "information.other".to_owned()), position).is_none());
         let narrowed = entry("cancellation", 1, |h| handling(h, |h| h.releasable_to = vec!["tn".to_owned()]));
-        assert!(counted(&narrowed, position).is_none(), "others would not know of it");
+        assert!(counted(&narrowed, position).is_none(), "other members could not see it");
         assert!(
             counted(&entry("cancellation", 1, |h| h.references[0].digest = vec![0; 32].into()), position).is_none()
         );
@@ -476,11 +476,11 @@ mod tests {
             let expected = fold(&all);
             prop_assert_eq!(&fold(&shuffled), &expected);
             let twice: Vec<_> = all.iter().chain(&shuffled).cloned().collect();
-            prop_assert_eq!(&fold(&twice), &expected, "nothing counts twice");
+            prop_assert_eq!(&fold(&twice), &expected, "nothing is counted twice");
             let (left, right) = shuffled.split_at(cut.min(shuffled.len()));
             let mut merged = fold(right);
             merged.merge(fold(left));
-            prop_assert_eq!(&merged, &expected, "parts merge to the whole");
+            prop_assert_eq!(&merged, &expected, "the parts merge into the whole");
         }
     }
 }

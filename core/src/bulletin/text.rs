@@ -312,7 +312,7 @@ mod tests {
             *value = Value::String(text.to_owned());
             return name;
         }
-        let Value::Message(inner) = value else { panic!("{name} is no message") };
+        let Value::Message(inner) = value else { panic!("{name} is not a message") };
         format!("{name}.{}", set(inner, rest, text))
     }
 

@@ -39,7 +39,7 @@ mod tests {
         };
         assert_eq!(urgent(&header("Immediate", "Minor", "Actual")), Some(Priority::Actual));
         assert_eq!(urgent(&header("Unknown", "Extreme", "Actual")), Some(Priority::Actual));
-        for status in ["Exercise", "Test", "System", "a later word", ""] {
+        for status in ["Exercise", "Test", "System", "a later value", ""] {
             assert_eq!(urgent(&header("Immediate", "Extreme", status)), Some(Priority::Other));
         }
         assert_eq!(urgent(&header("Expected", "Severe", "Actual")), None);

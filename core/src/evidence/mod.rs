@@ -76,7 +76,7 @@ pub enum EvidenceError {
     #[error("README.txt is not the page of this format version")]
     Page,
     /// A part that is unexpected, out of place or unreadable.
-    #[error("`{0}` is not a part of evidence, or not in its place, or cannot be read")]
+    #[error("`{0}` is not a part of evidence, is out of order, or cannot be read")]
     Part(String),
     /// A required part is missing, or there are too many of it.
     #[error("there are {found} {what}")]
@@ -90,7 +90,7 @@ pub enum EvidenceError {
     #[error("the bulletin cannot be read: {0}")]
     Bulletin(String),
     /// A proof that does not prove the bulletin.
-    #[error("a proof does not hold")]
+    #[error("a proof is wrong")]
     Proof(#[from] TlogProofError),
     /// The entry's feed is not a feed of the publisher in the roster's exchange.
     #[error("{feed} is not a feed of {member} in the exchange {exchange}")]
@@ -106,13 +106,13 @@ pub enum EvidenceError {
     #[error("no roster lists a key for {0}")]
     NoFeedKeys(FeedId),
     /// Proofs of different feeds or entries, or not by ascending size.
-    #[error("the proofs are not of one entry, by ascending size")]
+    #[error("the proofs are not of one entry in ascending order of size")]
     Different,
     /// The consistency proofs do not match the sizes.
-    #[error("the consistency proofs are not the ones that the sizes need")]
+    #[error("the consistency proofs do not match the sizes of the checkpoints")]
     Untied,
     /// A consistency proof is invalid.
-    #[error("the feed at {old} entries is not the beginning of the feed at {new}")]
+    #[error("the feed at {old} entries is not a prefix of the feed at {new}")]
     Consistency {
         /// Smaller size.
         old: u64,
@@ -122,7 +122,7 @@ pub enum EvidenceError {
         source: ProofError,
     },
     /// A signature that is by no key in a roster.
-    #[error("there is a signature by `{0}`, which is no key of the roster for that")]
+    #[error("there is a signature by `{0}`, which the roster does not list for this purpose")]
     UnknownSignature(String),
     /// An invalid note.
     #[error("a signed note cannot be read, or its signature is wrong")]
@@ -139,7 +139,7 @@ pub enum EvidenceError {
         source: CustodyError,
     },
     /// A custody note for another feed, or one that does not attest that the entry is held.
-    #[error("the custody note of {0} does not say that it holds this bulletin")]
+    #[error("the custody note of {0} does not cover this bulletin")]
     NotHeld(Member),
     /// The rosters do not form a chain.
     #[error("the rosters do not follow one another")]
@@ -148,7 +148,7 @@ pub enum EvidenceError {
     #[error("a roster cannot be read")]
     Roster(#[from] RosterError),
     /// A roster in the file differs from the trusted one of that version, or is not linked to it.
-    #[error("roster version {0} is another than the one you trust, or not its successor")]
+    #[error("roster version {0} differs from the one you trust, or is not its successor")]
     OtherRoster(u64),
     /// The trusted roster is too old for the file.
     #[error("the rosters begin at version {first}: you need a roster of version {} or later", first.saturating_sub(1))]
@@ -310,7 +310,7 @@ fn size_of(proof: &TlogProof) -> Result<u64, crate::feed::checkpoint::Checkpoint
 /// in the file, so their signatures could not be verified.
 fn without_earlier_governors(note: &Bytes) -> Result<Bytes, EvidenceError> {
     let (roster, mut parsed) = Roster::read(note)?;
-    debug_assert!(note.len() <= ROSTER_BYTES_MAX, "a roster that was read is bounded");
+    debug_assert!(note.len() <= ROSTER_BYTES_MAX, "a decoded roster is bounded");
     parsed.signatures.retain(|line| roster.governors().iter().any(|key| line.is_by(key)));
     Ok(parsed.to_bytes().into())
 }

@@ -68,7 +68,7 @@ pub enum Dispute {
         index: u64,
     },
     /// A member or the governors have signed another root for the same size.
-    #[error("another history of the feed is signed at {size} entries by {by}")]
+    #[error("a conflicting tree of the feed at {size} entries is signed by {by}")]
     Fork {
         /// The size.
         size: u64,
@@ -79,7 +79,7 @@ pub enum Dispute {
     #[error("the newest roster lists no key for this feed any more")]
     FeedKeyGone,
     /// There is no quorum without the cosignatures made after their keys had expired.
-    #[error("without the cosignatures made after their keys had ended there is no quorum")]
+    #[error("there is no quorum without the cosignatures made after their keys had expired")]
     CosignerKeyExpired,
 }
 
@@ -147,10 +147,10 @@ pub enum Uncounted {
     #[error("a key of an earlier roster")]
     Earlier,
     /// Made after the cosigner's key had expired.
-    #[error("made after the key had ended")]
+    #[error("made after the key had expired")]
     KeyExpired,
     /// Made after the publisher's key had expired.
-    #[error("made after the publisher's key had ended")]
+    #[error("made after the publisher's key had expired")]
     FeedKeyExpired,
 }
 

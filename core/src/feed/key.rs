@@ -83,7 +83,7 @@ pub enum KeyError {
         found: usize,
     },
     /// The id does not match name, type and key.
-    #[error("the key id is {found}, name and key give {expected}")]
+    #[error("the key id is {found}, name and key yield {expected}")]
     Id {
         /// Id derived from name, type and key, in hex.
         expected: String,

@@ -274,7 +274,7 @@ mod tests {
         let known = format!("{GO_TEXT}\n{}", GO_LINE.replace("x08go/Z", "x08go/a"));
         assert!(
             Note::parse(known.as_bytes()).unwrap().verify(key.verifier()).is_err(),
-            "one by a known key must be right"
+            "a signature by a known key must be valid"
         );
     }
 

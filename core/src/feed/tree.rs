@@ -278,7 +278,7 @@ pub(super) fn range_roots<R: HashReader>(reader: &R, ranges: &[Range<u64>]) -> R
         return Ok(Vec::new());
     }
     let hashes = reader.hashes(&nodes)?;
-    debug_assert_eq!(hashes.len(), nodes.len(), "a reader answers with as many hashes as it was asked for");
+    debug_assert_eq!(hashes.len(), nodes.len(), "the reader returns as many hashes as requested");
     let mut rest = hashes.as_slice();
     let mut roots = Vec::with_capacity(ranges.len());
     for range in ranges {

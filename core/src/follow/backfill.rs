@@ -109,7 +109,7 @@ fn check_bounds(message: &proto::BackfillResponse, requested: &[Range<u64>]) -> 
         bytes += item.envelope.len();
         let range = requested.partition_point(|range| range.end <= item.index);
         if item.index < next || requested.get(range).is_none_or(|range| item.index < range.start) {
-            let detail = format_args!("entry {} is out of order, or was not asked for", item.index);
+            let detail = format_args!("entry {} is out of order or was not requested", item.index);
             return Err(Fault::new(FaultKind::Malformed, detail));
         }
         next = item.index.saturating_add(1);

@@ -85,7 +85,7 @@ pub enum EquivocationError {
     #[error("its checkpoints are of two feeds, {0} and {1}")]
     TwoFeeds(FeedId, FeedId),
     /// One checkpoint may extend the other.
-    #[error("it does not show that neither checkpoint extends the other")]
+    #[error("it does not prove that neither checkpoint extends the other")]
     NotProven,
 }
 
@@ -210,9 +210,9 @@ impl Parts {
 impl fmt::Display for CheckpointClaims {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { smaller, larger, other_root } = self;
-        write!(f, "{} has two histories: at size {} ", smaller.feed, smaller.size)?;
+        write!(f, "{} has forked: at size {} ", smaller.feed, smaller.size)?;
         if smaller.size == larger.size {
-            return write!(f, "one checkpoint has root {}, another one root {other_root}", smaller.root);
+            return write!(f, "one checkpoint has root {}, another has root {other_root}", smaller.root);
         }
         // Three roots at two sizes, so each root is reported with its size.
         write!(

@@ -212,7 +212,7 @@ pub fn verify_entries(
     }
     let first = state.compact_range.size();
     if message.first != first {
-        let detail = format_args!("the batch begins at {}, {first} is next", message.first);
+        let detail = format_args!("the batch begins at {}, expected {first}", message.first);
         return Err(Fault::new(FaultKind::Gap, detail));
     }
     let end = first + count_entries(&message.items)?;
@@ -361,7 +361,7 @@ fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Has
             return Err(Fault::new(FaultKind::BadProof, "a proof where none is needed"));
         }
         if checkpoint.root != root {
-            let detail = format_args!("the entries lead to root {root}, the checkpoint says {}", checkpoint.root);
+            let detail = format_args!("the entries have root {root}, the checkpoint has {}", checkpoint.root);
             return Err(Fault::new(FaultKind::BadRoot, detail));
         }
     } else {
@@ -374,7 +374,7 @@ fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Has
                 return Err(evidence.into());
             }
             let detail =
-                format_args!("another root at size {} than a checkpoint that is known", newest.checkpoint.size);
+                format_args!("at size {} the root differs from that of a known checkpoint", newest.checkpoint.size);
             Err(Fault::new(FaultKind::BadRoot, detail))
         }
         _ => Ok(()),

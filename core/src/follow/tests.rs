@@ -138,7 +138,7 @@ fn rejected(message: &proto::Entries) -> &'static str {
 fn found(envelope: Bytes, rosters: &RosterChain, me: &str) -> (Vec<&'static str>, bool) {
     let message = Feed::of(vec![envelope]).batch(0, 1);
     let batch = verify_entries(&start(), &message, rosters, &member(me)).unwrap();
-    assert_eq!(batch.compact_range.size(), 1, "whatever stands in it, it is appended");
+    assert_eq!(batch.compact_range.size(), 1, "it is appended whatever its content");
     let codes = batch.findings.iter().map(|finding| finding.kind.as_str()).collect();
     (codes, matches!(batch.entries[0].content, VerifiedContent::Disclosed { .. }))
 }
@@ -204,7 +204,7 @@ fn wrong_signatures_proofs_and_forms_have_their_fault_codes() {
     let other = SigningKey::from_seed(&Feed::id().to_string(), Algorithm::Ed25519, [7; 32]).unwrap();
     let theirs = sign(&feed.checkpoint().checkpoint, &[other]).unwrap().note;
     assert_eq!(with(&|message| message.checkpoint = theirs.clone()), "bad-signature");
-    assert_eq!(with(&|message| message.checkpoint = Bytes::from_static(b"no note")), "malformed");
+    assert_eq!(with(&|message| message.checkpoint = Bytes::from_static(b"not a note")), "malformed");
     assert_eq!(with(&|message| message.consistency_proof.clear()), "bad-proof");
     assert_eq!(with(&|message| message.consistency_proof[0] = Bytes::from_static(&[0; 32])), "bad-proof");
     assert_eq!(with(&|message| message.consistency_proof[0] = Bytes::from_static(&[0; 31])), "malformed");
@@ -244,7 +244,7 @@ fn entry_content_never_stops_a_feed() {
         change(&mut header);
         found(sealed(&header, 0), &rosters, "ly")
     };
-    assert_eq!(found(Bytes::from_static(b"\xff no envelope"), &rosters, "ly"), (vec!["undecodable-header"], false));
+    assert_eq!(found(Bytes::from_static(b"\xff not an envelope"), &rosters, "ly"), (vec!["undecodable-header"], false));
     assert_eq!(clear(&|header| header.kind = "of-tomorrow".into()), (vec![], true));
     assert_eq!(clear(&|header| header.member = "tn".into()), (vec!["misdirected"], true));
     assert_eq!(clear(&|header| header.format = 2), (vec!["not-understood"], false));
@@ -322,8 +322,8 @@ fn equivocation_is_distinguished_from_a_dishonest_sender() {
     let (smaller, larger, other) =
         (evidence.smaller.checkpoint.root, evidence.larger.checkpoint.root, evidence.other_root);
     let reported = format!(
-        "ma.rabat.example/feed/1 has two histories: at size 6 its checkpoint has root {smaller}, and the checkpoint of size 8 (with \
-         root {larger}) commits to root {other} at size 6"
+        "ma.rabat.example/feed/1 has forked: at size 6 its checkpoint has root {smaller}, and the checkpoint of size 8 \
+         (with root {larger}) commits to root {other} at size 6"
     );
     assert_eq!(evidence.to_string(), reported);
     assert_eq!(
@@ -386,7 +386,7 @@ fn partial_catch_up_is_served_up_to_its_end() {
     let proof = [Hash([1; 32])];
     let half = Head { size: 5, checkpoint_size: 9, consistency_proof: &proof };
     assert_eq!(serve::plan_batch(&half, 5, &feed.tree).unwrap(), Some(proof.to_vec()));
-    assert_eq!(serve::plan_batch(&half, 4, &feed.tree).unwrap(), None, "this is no proof");
+    assert_eq!(serve::plan_batch(&half, 4, &feed.tree).unwrap(), None, "not a proof");
     let proof = crate::feed::tree::consistency_proof(&feed.tree, 5, 9).unwrap();
     let half = Head { size: 5, checkpoint_size: 9, consistency_proof: &proof };
     let earlier = crate::feed::tree::consistency_proof(&feed.tree, 4, 9).unwrap();
@@ -506,7 +506,7 @@ fn backfilled_content_must_match_digest_and_audience() {
     // Its content has already arrived from another peer.
     assert_eq!(backfilled("tn", vec![backfill(2, &ours)], &held, &rosters), Ok((vec![], vec![])));
     assert_eq!(backfilled("tn", vec![backfill(0, &theirs)], &held, &rosters), Err("bad-root"));
-    assert_eq!(backfilled("tn", vec![backfill(4, &ours)], &held, &rosters), Err("malformed"), "not asked for");
+    assert_eq!(backfilled("tn", vec![backfill(4, &ours)], &held, &rosters), Err("malformed"), "not requested");
     assert_eq!(
         backfilled("tn", vec![backfill(1, &theirs), backfill(0, &ours)], &held, &rosters),
         Err("malformed"),
@@ -643,7 +643,7 @@ fn two_entries_at_one_index_prove_equivocation() {
     };
     let evidence = EntryEquivocation::at(3, proven(&feeds[0], 3), proven(&feeds[1], 3)).unwrap();
     let swapped = EntryEquivocation::at(3, proven(&feeds[1], 3), proven(&feeds[0], 3)).unwrap();
-    assert_eq!(evidence, swapped, "one way to write it");
+    assert_eq!(evidence, swapped, "one encoding");
     let file = evidence.format();
     assert_eq!(EntryEquivocation::verify(file.as_bytes(), rosters.newest()).unwrap(), evidence);
     assert!(EntryEquivocation::verify(file.replace("index 3", "index 4").as_bytes(), rosters.newest()).is_err());

@@ -224,7 +224,7 @@ fn null_is_absent_everywhere_but_in_a_list() {
         assert_eq!(read, DynamicMessage::new(message.clone()), "AllFieldAcceptNull of {}", message.full_name());
         fields.extend(message.fields().map(|field| field.full_name().to_owned()));
     }
-    assert!(fields.len() > 100, "every message was looked at");
+    assert!(fields.len() > 100, "every message was visited");
     for bad in [r#"{"incidents": ["a", null]}"#, r#"{"references": [{}, null]}"#] {
         assert!(header(bad).is_err(), "{bad}");
     }

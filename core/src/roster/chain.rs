@@ -48,11 +48,11 @@ pub enum ChainError {
         found: u64,
     },
     /// It names another predecessor, or another exchange.
-    #[error("version {0} does not name the roster held as the one before")]
+    #[error("version {0} does not name the current roster as its predecessor")]
     Previous(u64),
     /// It changes an invariant of the version before: an epoch's final size, its keys, or the end
     /// of a key.
-    #[error("version {version} changes what was settled: {field} was `{was}` and is `{is}`")]
+    #[error("version {version} changes a final value: {field} was `{was}` and is `{is}`")]
     InvariantChanged {
         /// The version.
         version: u64,

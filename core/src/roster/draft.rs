@@ -34,10 +34,10 @@ pub struct Signer {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
     /// A key that may not sign rosters.
-    #[error("key {0} is no governor's of this version or of the one before")]
+    #[error("key {0} is not a governor key of this version or of the previous one")]
     NotGovernor(String),
     /// A new member with a code that ISO 3166-1 does not assign.
-    #[error("{0} is no member code: ISO 3166-1 assigns no country the code; an organisation has `x-` and a name")]
+    #[error("{0} is not a member code: ISO 3166-1 does not assign it; the code of an organisation is `x-` and a name")]
     Unassigned(Member),
     /// Certificates that are unfit for authorities.
     #[error("{}", listed(.0))]

@@ -177,7 +177,7 @@ pub struct Roster {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RosterError {
     /// Not a signed note.
-    #[error("the roster is no signed note: {0}")]
+    #[error("the roster is not a signed note: {0}")]
     Note(String),
     /// Not TOML of the expected form.
     #[error("the roster's text cannot be read: {0}")]
@@ -193,7 +193,7 @@ pub enum RosterError {
         expected: &'static str,
     },
     /// A value that must be unique occurs twice.
-    #[error("{field}: the same {what} stands in {other}")]
+    #[error("{field}: the same {what} is in {other}")]
     Twice {
         /// Path of the second occurrence.
         field: String,

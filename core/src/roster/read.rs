@@ -178,7 +178,7 @@ impl MemberParser<'_> {
         for (place, pem) in read.ca_certificates.iter().enumerate() {
             let field = self.path(&format!("ca_certificates[{place}]"));
             if has_several(pem) {
-                return Err(field_error(&field, "several PEM blocks", "one certificate; each has a place of its own"));
+                return Err(field_error(&field, "several PEM blocks", "one certificate in each list item"));
             }
             unique.insert_authority(pem, field)?;
         }
@@ -260,10 +260,10 @@ impl MemberParser<'_> {
         let field = self.path("keys");
         let in_force = |role| keys.iter().any(|key| key.role == role && key.from_version <= self.roster.version);
         if !in_force(Role::Mirror) {
-            return Err(field_error(&field, "no mirror key", "with a mirror key that may be used with this version"));
+            return Err(field_error(&field, "no mirror key", "with a mirror key that is valid for this version"));
         }
         if !in_force(Role::Custody) {
-            return Err(field_error(&field, "no custody key", "with a custody key that may be used with this version"));
+            return Err(field_error(&field, "no custody key", "with a custody key that is valid for this version"));
         }
         let mut epochs: BTreeMap<u32, (usize, usize)> = BTreeMap::new();
         for key in &keys {

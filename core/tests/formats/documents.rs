@@ -119,7 +119,7 @@ fn documented_examples_match_the_code() {
             };
             assert!(
                 rendered == expected,
-                "{} shows\n{}\nand should show\n{}",
+                "{} contains\n{}\nexpected\n{}",
                 block.place,
                 print(&rendered),
                 print(&expected)
@@ -185,7 +185,7 @@ fn documented_limits_match_the_code() {
         assert_eq!(known.get(name), Some(&value), "{line}");
         seen += 1;
     }
-    assert_eq!(seen, known.len(), "every limit stands in the table, once");
+    assert_eq!(seen, known.len(), "every limit is in the table once");
 }
 
 #[test]
@@ -197,13 +197,13 @@ fn documented_vocabularies_match_the_code() {
     }
     for words in words![Status, MsgType, Urgency, Severity, Tlp, HandlingCode, Purpose] {
         let row = words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
-        assert!(text.contains(&row), "the paper lacks: {row}");
+        assert!(text.contains(&row), "the document lacks: {row}");
     }
     for kind in barid_core::bulletin::kinds::REGISTRY {
-        assert!(text.contains(&format!("| `{}` |", kind.name)), "the paper lacks the kind {}", kind.name);
+        assert!(text.contains(&format!("| `{}` |", kind.name)), "the document lacks the kind {}", kind.name);
     }
     for (_, word, _) in barid_core::ids::Undisclosed::ALL {
-        assert!(text.contains(&format!("| `{word}` |")), "the paper lacks the reason {word}");
+        assert!(text.contains(&format!("| `{word}` |")), "the document lacks the reason {word}");
     }
     assert_eq!(HEADER_FORMAT, 1);
 }

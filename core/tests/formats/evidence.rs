@@ -27,7 +27,7 @@ fn rejected(change: impl FnOnce(&mut EvidenceParts)) -> EvidenceError {
     assert!(assemble(parts.clone()).is_err());
     match outcome(&parts, &roster) {
         Outcome::Invalid(error) | Outcome::Undecided(error) => error,
-        other => panic!("taken as {other:?}"),
+        other => panic!("read as {other:?}"),
     }
 }
 

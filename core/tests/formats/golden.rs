@@ -40,7 +40,7 @@ fn golden(name: &str, written: &[u8]) -> Bytes {
         std::fs::write(&path, written).unwrap();
     }
     let read = read(name);
-    assert_eq!(read, written, "{name} is written otherwise than it was");
+    assert_eq!(read, written, "{name} is encoded differently than before");
     read
 }
 

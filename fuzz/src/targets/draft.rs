@@ -26,7 +26,7 @@ fn published(data: &[u8]) -> bool {
     let bulletin = match prepare(&draft, &defaults, [9; 16]) {
         Ok(bulletin) => bulletin,
         Err(invalid) => {
-            assert!(!invalid.0.is_empty(), "a refusal names a field");
+            assert!(!invalid.0.is_empty(), "a rejection names a field");
             return false;
         }
     };
@@ -44,6 +44,6 @@ fn published(data: &[u8]) -> bool {
 
 pub fn seeds() -> Vec<Vec<u8>> {
     let seeds: Vec<_> = kinds::REGISTRY.iter().map(|kind| kind.sample().unwrap().encode_to_vec()).collect();
-    assert!(seeds.iter().any(|seed| published(seed)), "every sample is refused");
+    assert!(seeds.iter().any(|seed| published(seed)), "every sample is rejected");
     seeds
 }

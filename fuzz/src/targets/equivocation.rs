@@ -29,15 +29,15 @@ pub fn check(data: &[u8]) {
 fn file(file: &[u8]) {
     let claims = EquivocationClaims::read(file);
     let Ok(evidence) = EquivocationEvidence::verify(file, chain().newest()) else { return };
-    assert_eq!(evidence.format().as_bytes(), file, "evidence has one spelling");
-    assert_eq!(claims.as_ref(), Ok(&evidence.claims()), "what is proven is what is claimed");
+    assert_eq!(evidence.format().as_bytes(), file, "evidence has one encoding");
+    assert_eq!(claims.as_ref(), Ok(&evidence.claims()), "the proof matches the claims");
     check_announcement(&evidence);
     // Only the key of the fixture's feed has signed, and only these checkpoints.
     let honest = FILES.map(|name| EquivocationEvidence::verify(&golden(name), chain().newest()).unwrap());
     let signed: Vec<_> = honest.iter().flat_map(|honest| honest.claims().checkpoints().map(Clone::clone)).collect();
     assert!(
         evidence.claims().checkpoints().into_iter().all(|checkpoint| signed.contains(checkpoint)),
-        "nobody signed another tree"
+        "no other tree was signed"
     );
     let mut decided = ResolvedForks::default();
     decided.add_evidence(&evidence.claims());
@@ -70,10 +70,10 @@ fn entries(data: &[u8]) {
         entry((&trees[1], claimed == at), claimed, rest),
     );
     let Some(made) = made else {
-        assert!(claimed != at || !rest.is_empty(), "two entries are two histories");
+        assert!(claimed != at || !rest.is_empty(), "two entries at one index are an equivocation");
         return;
     };
-    assert_eq!(claimed, at, "the others are the same");
+    assert_eq!(claimed, at, "the other claims are equal");
     let evidence = EquivocationEvidence::from(made);
     assert_eq!(EquivocationEvidence::verify(evidence.format().as_bytes(), chain().newest()).as_ref(), Ok(&evidence));
     check_announcement(&evidence);
@@ -93,7 +93,7 @@ fn trees(data: &[u8]) {
     let made = Equivocation::between(&signed[0], &signed[1])
         .or_else(|| Equivocation::by_proof(&signed[0], &signed[1], &root, &proof));
     let Some(made) = made else {
-        assert!(at >= size || !rest.is_empty(), "two trees are two histories");
+        assert!(at >= size || !rest.is_empty(), "two conflicting trees are an equivocation");
         return;
     };
     assert!(at < size, "one extends the other");
@@ -112,7 +112,7 @@ fn check_announcement(evidence: &EquivocationEvidence) {
         sent_at_unix_ms: fixture::NOW_MS,
         roster_version: 1,
     };
-    prepare(&draft, &defaults, [0; barid_core::envelope::SALT_BYTES]).expect("what is proven can be told");
+    prepare(&draft, &defaults, [0; barid_core::envelope::SALT_BYTES]).expect("proven evidence can be announced");
 }
 
 fn leaf(index: u64, other: bool) -> Digest {

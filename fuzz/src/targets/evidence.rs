@@ -28,7 +28,7 @@ pub fn check(data: &[u8]) {
 fn file(file: &[u8]) {
     let read = EvidenceParts::read(file);
     if let Ok(parts) = &read {
-        assert_eq!(parts.to_bytes().as_deref(), Ok(file), "evidence has one form");
+        assert_eq!(parts.to_bytes().as_deref(), Ok(file), "evidence has one encoding");
     }
     let honest = EvidenceParts::read(&golden("evidence.barid")).unwrap();
     for version in [1, 2] {
@@ -37,8 +37,8 @@ fn file(file: &[u8]) {
         let Some(report) = verdict.report else { continue };
         let parts = read.as_ref().unwrap();
         assert_eq!(report.digest, envelope::digest(&parts.envelope));
-        assert_eq!(parts.envelope, honest.envelope, "nobody signed another bulletin");
-        assert!(!matches!(verdict.outcome, Outcome::Disputed(_)), "and nobody gave a reason to doubt it");
+        assert_eq!(parts.envelope, honest.envelope, "no other bulletin was signed");
+        assert!(!matches!(verdict.outcome, Outcome::Disputed(_)), "nothing disputes it");
         assert_eq!(verdict.outcome == Outcome::Witnessed, report.counted >= report.quorum);
     }
 }

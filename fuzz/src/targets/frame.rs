@@ -108,7 +108,7 @@ fn proven(entries: &proto::Entries, chosen: u8) {
         Ok(batch) => batch,
         Err(fault) => {
             let bounded = fault.kind == FaultKind::BadBounds;
-            assert!(bounded || !well_formed || count == 0, "refused without a reason: {fault}");
+            assert!(bounded || !well_formed || count == 0, "rejected without a reason: {fault}");
             return;
         }
     };
@@ -139,7 +139,7 @@ fn sound(state: &FollowState, message: &proto::Entries, batch: &VerifiedBatch) {
     let mut state = state.clone();
     state.advance(batch);
     let repeated = verify_entries(&state, message, chain(), &fixture::member("tn"));
-    assert_eq!(repeated.unwrap_err().kind, FaultKind::Gap, "a repeated batch is none");
+    assert_eq!(repeated.unwrap_err().kind, FaultKind::Gap, "a repeated batch is rejected");
 }
 
 fn rejected_when_altered(state: &FollowState, message: &proto::Entries, chosen: u8) {

@@ -30,12 +30,12 @@ pub fn check(data: &[u8]) {
         let may = may_read(&header, &reader, newest);
         let is_owner = header.member == reader.as_str();
         assert_eq!(may, everyone.contains(&reader));
-        assert!(!may || header.format == 1, "an unknown format is for nobody");
+        assert!(!may || header.format == 1, "an unknown format has no audience");
         assert!(!may || is_owner || newest.member(&reader).is_some(), "a stranger");
         let handling = header.handling.clone().unwrap_or_default();
         let named = handling.releasable_to.iter().any(|code| code == reader.as_str());
         assert!(!may || is_owner || named || (handling.tlp != "TLP:RED" && handling.releasable_to.is_empty()));
-        assert!(may || !may_disclose(&header, &reader, chain), "disclosed to who may not read");
+        assert!(may || !may_disclose(&header, &reader, chain), "disclosed to a member that may not read it");
         let given = delivery(&owner, Some(&header), &reader, chain);
         assert!(!given.to_agencies() || (given.to_focal_points() && agencies_may_read(&header)));
         if given.to_focal_points() {
@@ -51,7 +51,7 @@ pub fn check(data: &[u8]) {
         assert_eq!((&valid.kind, &valid.issuer, &valid.incidents), (&header.kind, &header.issuer, &header.incidents));
         let references: Vec<proto::Reference> = valid.references.iter().map(Reference::to_proto).collect();
         assert_eq!(references, header.references);
-        assert!(may_read(&header, &valid.member, newest), "a header that is understood is for its owner");
+        assert!(may_read(&header, &valid.member, newest), "the owner is in the audience of an understood header");
     }
 }
 

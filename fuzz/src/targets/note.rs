@@ -13,7 +13,7 @@ use crate::fixture;
 pub fn check(data: &[u8]) {
     names_and_keys(data);
     if let Ok(note) = Note::parse(data) {
-        assert_eq!(note.to_bytes(), data, "a note has one spelling");
+        assert_eq!(note.to_bytes(), data, "a note has one encoding");
     }
     let (feed_key, mirror_key) = (fixture::feed_key("ma"), fixture::mirror_key("tn", 0));
     let (log, mirrors) = ([feed_key.verifier().clone()], [mirror_key.verifier().clone()]);
@@ -42,7 +42,7 @@ pub fn check(data: &[u8]) {
 /// Checks the text as if the key's holder signed it.
 fn texts(text: &str, feed_key: &SigningKey, mirror_key: &SigningKey, custodian: &SigningKey) {
     if let Ok(checkpoint) = Checkpoint::parse_text(text) {
-        assert_eq!(checkpoint.text(), text, "a checkpoint has one spelling");
+        assert_eq!(checkpoint.text(), text, "a checkpoint has one encoding");
         match sign(&checkpoint, std::slice::from_ref(feed_key)) {
             Ok(signed) => {
                 let keys = [feed_key.verifier().clone()];
@@ -59,7 +59,7 @@ fn texts(text: &str, feed_key: &SigningKey, mirror_key: &SigningKey, custodian: 
         }
     }
     if let Ok(custody) = CustodyNote::parse_text(text) {
-        assert_eq!(custody.text(), text, "a custody note has one spelling");
+        assert_eq!(custody.text(), text, "a custody note has one encoding");
         for (range, _) in &custody.not_held {
             assert!(!custody.holds(range.start) && !custody.holds(range.end - 1));
             assert!(custody.range.start <= range.start && range.end <= custody.range.end);
@@ -80,12 +80,12 @@ fn names_and_keys(data: &[u8]) {
         assert_eq!(feed.to_string(), text);
     }
     if let Ok(key) = text.parse::<VerifierKey>() {
-        assert_eq!(key.to_string(), text, "a key has one spelling");
+        assert_eq!(key.to_string(), text, "a key has one encoding");
         let again = VerifierKey::new(key.name(), key.algorithm(), key.public_bytes());
         assert_eq!(again.as_ref(), Ok(&key));
     }
     if let Ok(key) = SigningKey::from_text(text) {
-        assert_eq!(key.to_text().as_str(), text, "a private key has one spelling");
+        assert_eq!(key.to_text().as_str(), text, "a private key has one encoding");
     }
     if let Some(public) = data.first_chunk::<32>()
         && let Ok(key) = VerifierKey::new("fuzz.example/key", Algorithm::Ed25519, public)

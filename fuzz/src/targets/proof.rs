@@ -25,7 +25,7 @@ pub fn check(data: &[u8]) {
 
 fn file(data: &[u8]) {
     let Ok(proof) = TlogProof::parse(data) else { return };
-    assert_eq!(proof.format(), data, "a proof has one spelling");
+    assert_eq!(proof.format(), data, "a proof has one encoding");
     let bulletin = fixture::bulletin();
     if proof.verify(&bulletin.digest, &[fixture::feed_key("ma").verifier().clone()]).is_ok() {
         let honest = fixture::proof(&fixture::tree(), fixture::INDEX, fixture::SIZE, &[], 0);

@@ -66,7 +66,7 @@ fn sensible(roster: &Roster) {
         for pem in &entry.ca_certificates {
             let owners =
                 roster.entries().filter(|other| other.ca_certificates.iter().any(|ca| ca.trim() == pem.trim()));
-            assert_eq!(owners.count(), 1, "one authority speaks for one member");
+            assert_eq!(owners.count(), 1, "an authority belongs to one member");
         }
     }
 }

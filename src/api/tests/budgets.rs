@@ -154,7 +154,7 @@ async fn responses_that_nobody_reads_stay_within_the_budget_of_their_caller() {
         }
         assert!(budget.used_by(&owner(POST)) <= bounds.per_owner, "{method}");
         drop((clients, held));
-        until("all is given back", || budget.usage().used == 0).await;
+        until("all charges are released", || budget.usage().used == 0).await;
     }
     assert!(budget.usage().high_water <= 2 * bounds.per_owner, "{:?}", budget.usage());
 }
@@ -175,20 +175,20 @@ async fn requests_that_do_not_end_stay_within_the_budget_of_their_caller() {
             Ok(response) => {
                 let (status, _) = end(response.unwrap()).await.unwrap();
                 assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-                assert!(status.get_error_details().retry_info().is_some(), "with a delay after which to try again");
+                assert!(status.get_error_details().retry_info().is_some(), "with a retry delay");
                 denied += 1;
             }
             Err(_) => held.push(stream),
         }
     }
-    assert_eq!((denied, held.len()), (60, 4), "four fit beside each other, one of them in the part for publishing");
+    assert_eq!((denied, held.len()), (60, 4), "four fit, one of them in the reserve for publishing");
     assert!(budget.used_by(&owner(CUSTOMS)) <= bounds.per_owner + bounds.per_owner / 8);
     world.published(draft(|_| {})).await;
     let other = client(&world, POLICE, 1 << 16).await;
     let request = proto::PublishRequest { draft: Some(large()), wait_for: None };
     assert_eq!(code(invoke(&other, PUBLISH, &request).await).await, Code::Ok);
     drop((attacker, held));
-    until("all is given back", || budget.usage().used == 0).await;
+    until("all charges are released", || budget.usage().used == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,7 +223,7 @@ async fn publish_streams_wait_for_capacity_and_lose_nothing() {
     }
     assert_eq!(completed, 20);
     assert!(budget.usage().high_water <= bounds.per_owner + (64 << 10), "{:?}", budget.usage());
-    until("all is given back", || budget.usage().used == 0).await;
+    until("all charges are released", || budget.usage().used == 0).await;
 }
 
 #[tokio::test]
@@ -367,7 +367,7 @@ async fn unread_response_is_reset_and_slow_reader_continues() {
     let reset = poll_fn(|context| body.poll_data(context)).await.unwrap().unwrap_err();
     assert_eq!(reset.reason(), Some(h2::Reason::CANCEL));
     let budget = world.api.budgets.of(&table::API_RESPONSE_BYTES).clone();
-    until("all is given back", || budget.used_by(&owner(POST)) == 0).await;
+    until("all charges are released", || budget.used_by(&owner(POST)) == 0).await;
     assert!(captured.take().contains(&"call-denied not-read agency/border-post FocalPoint.History".to_owned()));
 }
 
@@ -386,7 +386,7 @@ async fn stalled_readers_are_reset_for_another_of_the_same_caller() {
     for _ in 0..8 {
         stopped.push(begin(&shut, head(SUBSCRIBE, &[]), framed(&after), true).await);
     }
-    until("they hold all that the caller may", || budget.blocks_waiters(&owner(POST))).await;
+    until("they use the whole bound of the caller", || budget.blocks_waiters(&owner(POST))).await;
     let reader = client(&world, POST, 1 << 16).await;
     let (response, _stream) = begin(&reader, head(SUBSCRIBE, &[]), framed(&after), true).await;
     let mut body = response.await.unwrap().into_body();
@@ -412,7 +412,7 @@ async fn reserved_calls_serve_operators_and_publishers() {
     for _ in 0..12 {
         held.push(begin(&reader, head(SUBSCRIBE, &[]), subscribe.clone(), true).await);
     }
-    until("the calls are under way", || budget.used_by(&owner(POST)) == 12).await;
+    until("the calls are in progress", || budget.used_by(&owner(POST)) == 12).await;
     let (response, _stream) = begin(&reader, head(SUBSCRIBE, &[]), subscribe, true).await;
     let (status, _) = end(response.await.unwrap()).await.unwrap();
     assert_eq!(status.code(), Code::ResourceExhausted);
@@ -429,7 +429,7 @@ async fn reserved_calls_serve_operators_and_publishers() {
     let status = proto::GetStatusRequest::default();
     assert_eq!(code(invoke(&operator, "Operator/GetStatus", &status).await).await, Code::Ok);
     drop((reader, held));
-    until("all is given back", || budget.usage().used == 0).await;
+    until("all charges are released", || budget.usage().used == 0).await;
     assert_eq!(code(invoke(&publisher, HISTORY, &proto::HistoryRequest::default()).await).await, Code::Ok);
 }
 
@@ -447,7 +447,7 @@ async fn health_check_reserve_serves_granted_callers() {
     for _ in 0..4 {
         held.push(begin(&ungranted, health("Watch"), message.clone(), true).await);
     }
-    until("the calls are under way", || budget.used_by(&owner(UNGRANTED)) == 4).await;
+    until("the calls are in progress", || budget.used_by(&owner(UNGRANTED)) == 4).await;
     for (path, expected) in [
         ("agency/another-stranger", Code::ResourceExhausted),
         (OPERATOR, Code::Ok),
@@ -459,7 +459,7 @@ async fn health_check_reserve_serves_granted_callers() {
         assert_eq!(code(response.await.unwrap()).await, expected, "{path}");
     }
     drop((ungranted, held));
-    until("all is given back", || budget.usage().used == 0).await;
+    until("all charges are released", || budget.usage().used == 0).await;
 }
 
 #[tokio::test]

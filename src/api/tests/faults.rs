@@ -13,6 +13,7 @@ use super::world::{EXCHANGE, POLICE, POST, World, access, bulletin, draft, feed,
 use crate::access::Access;
 use crate::committer::{CommitFailure, PublishState, Records};
 use crate::store::disk::{DiskOptions, DiskStore};
+use crate::store::memory::MemoryStore;
 use crate::store::{CursorRecord, Store};
 use crate::telemetry::captured::CapturedRecords;
 
@@ -78,13 +79,13 @@ async fn clock_behind_the_last_cosignature_suspends_signing() {
 
     world.committer.set_clock(-200);
     world.peer_appends("tn", vec![bulletin("tn", 2, |_| {}).envelope]).await;
-    assert_eq!(cosigned(), Some(2), "a little is made up for by the last time");
+    assert_eq!(cosigned(), Some(2), "a small lag is covered by the last time");
     assert_eq!(custody().2, before);
     world.committer.set_clock(-3_600);
     assert_eq!(world.committer.clock_behind(), Some(before));
     world.peer_appends("tn", vec![bulletin("tn", 3, |_| {}).envelope]).await;
     world.peer_withholds("tn").await;
-    assert_eq!(world.store.feed(&tn).unwrap().compact_range.size(), 4, "entries are taken all the same");
+    assert_eq!(world.store.feed(&tn).unwrap().compact_range.size(), 4, "entries are still accepted");
     assert_eq!((cosigned(), custody().0), (Some(2), 1..2));
     let now = super::world::now() / 1_000;
     assert!(world.committer.heartbeat(now).is_some() && world.committer.heartbeat(now - 3_600).is_none());
@@ -96,7 +97,7 @@ async fn clock_behind_the_last_cosignature_suspends_signing() {
     world.peer_appends("tn", vec![bulletin("tn", 4, |_| {}).envelope]).await;
     let (range, not_held, after) = custody();
     let not_held: Vec<u64> = not_held.into_iter().flatten().collect();
-    assert_eq!((cosigned(), range, not_held), (Some(5), 2..5, vec![3]), "nothing is left out");
+    assert_eq!((cosigned(), range, not_held), (Some(5), 2..5, vec![3]), "no entry is omitted");
     assert!(after >= before);
 }
 
@@ -119,23 +120,33 @@ async fn rate_limited_caller_gets_retry_info_and_others_are_served() {
     let records = captured.take();
     assert_eq!(records, ["call-denied rate focal-point/police-hq FocalPoint.Get"]);
     world.get(POST, "ma", "01971f5a-3c00-7a10-8b5e-000000000001").await.unwrap_err();
-    assert_eq!(world.get(POST, "ma", "x").await.unwrap_err().code(), Code::InvalidArgument, "others go on");
+    assert_eq!(world.get(POST, "ma", "x").await.unwrap_err().code(), Code::InvalidArgument, "other callers are served");
 
     // Limits of streams and names are apart from the limit of calls.
     let limited = limited.replace("calls_per_second = 3, ", "");
     world.access.store(Arc::new(Access::parse(&limited).unwrap()));
     let first = world.subscribe(POLICE, named("one")).await.unwrap();
     let second = world.subscribe(POLICE, named("two")).await.unwrap();
-    let Err(error) = world.subscribe(POLICE, named("one")).await else { panic!("refused") };
+    let Err(error) = world.subscribe(POLICE, named("one")).await else { panic!("not denied") };
     assert_eq!((error.code(), reason(&error).as_str()), (Code::ResourceExhausted, "STREAMS"));
     assert!(retry(&error).is_some());
     drop((first, second));
     until("the streams have ended", || world.api.call_limiter.open_streams() == 0).await;
-    let Err(error) = world.subscribe(POLICE, named("three")).await else { panic!("refused") };
+    let Err(error) = world.subscribe(POLICE, named("three")).await else { panic!("not denied") };
     assert_eq!((error.code(), reason(&error).as_str()), (Code::ResourceExhausted, "SUBSCRIPTIONS"));
     let mut again = world.subscribe(POLICE, named("two")).await.unwrap();
     assert_eq!(again.position().await, 0);
     world.subscribe(POST, named("three")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn publishing_on_a_node_that_does_not_start_in_time_is_unavailable() {
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let world = World::starting(store, 1, folder.path().join("mark"), Duration::from_secs(3_600));
+    let error = world.publish(POLICE, draft(|_| {})).await.unwrap_err();
+    assert_eq!((error.code(), reason(&error).as_str()), (Code::Unavailable, "STARTING"), "{error:?}");
+    assert!(retry(&error).is_some());
 }
 
 #[tokio::test]
@@ -194,7 +205,7 @@ async fn damaged_entry_is_reported_and_does_not_block_reads() {
     assert_eq!((page.deliveries[0].index, &page.damaged[..]), (1, &[damaged(2)][..]));
     let others = proto::Filter { members: vec!["tn".into()], ..proto::Filter::default() };
     let page = world.history(POLICE, proto::HistoryRequest { filter: Some(others.clone()), ..second }).await.unwrap();
-    assert!(page.damaged.is_empty(), "it was not asked for");
+    assert!(page.damaged.is_empty(), "damage outside the filter is not reported");
 
     let error = world.get(POLICE, "ma", &ids[2]).await.unwrap_err();
     assert_eq!((error.code(), reason(&error).as_str()), (Code::DataLoss, "DAMAGED"));
@@ -209,7 +220,11 @@ async fn damaged_entry_is_reported_and_does_not_block_reads() {
     assert_eq!(reader.delivery().await.index, 4);
     let filtered = proto::SubscribeRequest { filter: Some(others), start: Some(Start::After(0)), ..Default::default() };
     let mut reader = world.subscribe(POLICE, filtered).await.unwrap();
-    assert_eq!((reader.position().await, reader.position().await), (0, 5), "who did not ask for it is not told");
+    assert_eq!(
+        (reader.position().await, reader.position().await),
+        (0, 5),
+        "damage outside the filter is not delivered"
+    );
 
     // The node serves, and the health service reports the damaged store under its own name.
     let mut health = tonic_health::pb::health_client::HealthClient::new(super::mounted_services::served(&world).await);

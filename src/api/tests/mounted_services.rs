@@ -107,7 +107,7 @@ async fn reflection_answers_unknown_names_and_continues() {
     let query = tokio_stream::iter(requests.iter().map(to_request).collect::<Vec<_>>());
     let mut responses = client.server_reflection_info(query).await.unwrap().into_inner();
     for request in &requests {
-        let response = responses.message().await.unwrap().expect("the stream goes on");
+        let response = responses.message().await.unwrap().expect("the stream continues");
         assert_eq!(response.original_request.unwrap(), to_request(request));
         let known = matches!(request, ListServices(_));
         assert_eq!(matches!(response.message_response.unwrap(), MessageResponse::ErrorResponse(_)), !known);

@@ -49,7 +49,7 @@ async fn outcome(world: &World, by: &str, request: proto::SubscribeRequest) -> (
 
 /// Returns code, reason and cause of a rejected request.
 async fn open_error(world: &World, by: &str, request: proto::SubscribeRequest) -> (Code, String, String) {
-    let Err(status) = opened(world, by, request).await.map(|_| ()) else { panic!("refused") };
+    let Err(status) = opened(world, by, request).await.map(|_| ()) else { panic!("not rejected") };
     let cause = status.get_error_details().error_info().and_then(|info| info.metadata.get("cause").cloned());
     (status.code(), reason(&status), cause.unwrap_or_default())
 }
@@ -113,7 +113,7 @@ async fn acknowledged_cursor_never_moves_back() {
     let held = || world.store.subscription("focal-point/police-hq/all").unwrap().offset;
     acknowledge(4).await.unwrap();
     acknowledge(2).await.unwrap();
-    assert_eq!(held(), 4, "what was taken once was taken");
+    assert_eq!(held(), 4, "the offset does not decrease");
     // Concurrent calls: the committer sees both, in any order.
     let (five, three) = tokio::join!(acknowledge(5), acknowledge(3));
     five.unwrap();
@@ -121,7 +121,7 @@ async fn acknowledged_cursor_never_moves_back() {
     assert_eq!(held(), 5);
     let seq = world.store.seq();
     acknowledge(5).await.unwrap();
-    assert_eq!(world.store.seq(), seq, "what is known costs no commit");
+    assert_eq!(world.store.seq(), seq, "a known offset needs no commit");
     // A cursor may start a stream before the recorded offset.
     let earlier = proto::SubscribeRequest { cursor: cursors[0].clone(), ..named("all", "") };
     assert_eq!(outcome(&world, POLICE, earlier).await, ("resumed".into(), 1));
@@ -137,7 +137,7 @@ async fn changed_filter_is_rejected_or_restarts_the_subscription() {
     let mut same = customs(named("alerts", ""));
     same.filter.as_mut().unwrap().topics = vec!["information.>".into(), "customs.>".into(), "customs.>".into()];
     assert_eq!(outcome(&world, POLICE, same).await, ("resumed".into(), 3));
-    let Err(status) = world.subscribe(POLICE, named("alerts", "")).await else { panic!("refused") };
+    let Err(status) = world.subscribe(POLICE, named("alerts", "")).await else { panic!("not rejected") };
     assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "FILTER_DIFFERS"));
     for named in ["topics customs.> information.>", "everything"] {
         assert!(status.message().contains(named), "{status:?}");
@@ -217,7 +217,7 @@ async fn subscription_limit_frees_a_name_on_removal_or_expiry() {
         world.access.store(Arc::new(Access::parse(&text).unwrap()));
     };
     limits("subscriptions = 2, subscription_days = 365");
-    let Err(status) = world.subscribe(POLICE, named("new", "now")).await else { panic!("refused") };
+    let Err(status) = world.subscribe(POLICE, named("new", "now")).await else { panic!("not rejected") };
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "SUBSCRIPTIONS"));
 
     limits("subscriptions = 2");
@@ -226,7 +226,7 @@ async fn subscription_limit_frees_a_name_on_removal_or_expiry() {
     assert_eq!(outcome(&world, POLICE, named("new", "now")).await.0, "created");
     assert_eq!(captured.take(), ["subscription-expired unused focal-point/police-hq old"]);
     assert!(store.subscription("focal-point/police-hq/old").is_none());
-    let Err(status) = world.subscribe(POLICE, named("newer", "now")).await else { panic!("refused") };
+    let Err(status) = world.subscribe(POLICE, named("newer", "now")).await else { panic!("not rejected") };
     assert_eq!(reason(&status), "SUBSCRIPTIONS");
     delete(&world, POLICE, "new").await.unwrap();
     assert_eq!(outcome(&world, POLICE, named("newer", "now")).await.0, "created");
@@ -267,7 +267,7 @@ async fn subscription_is_stale_after_recovery_without_a_cursor() {
 
     // The feed needs recovery: the store may have gone back. A stream that started from its name
     // alone ends.
-    world.committer.require_recovery("a peer has shown more".into());
+    world.committer.require_recovery("a peer holds more".into());
     let status = loop {
         if let Err(status) = stream.response().await.expect("a reason") {
             break status;

@@ -183,7 +183,7 @@ async fn retry_that_is_no_longer_valid_gets_the_first_receipt() {
     let outcomes = collect_outcomes(&mut responses, 2).await;
     assert_eq!((receipt(&outcomes[&1]).index, receipt(&outcomes[&2]).index), (0, 1));
     named.header.as_mut().unwrap().severity = "Minor".into();
-    assert_eq!(fields(world.publish(POLICE, named).await), ["header.roster_version"], "another draft is not excused");
+    assert_eq!(fields(world.publish(POLICE, named).await), ["header.roster_version"], "a different draft is rejected");
 }
 
 #[tokio::test]
@@ -235,7 +235,7 @@ async fn stream_waiting_for_capacity_ends_when_its_client_disconnects() {
         tokio::task::yield_now().await;
     }
     drop(responses);
-    until("its requests are let go", || Arc::strong_count(&alive) == 1).await;
+    until("its requests are released", || Arc::strong_count(&alive) == 1).await;
 }
 
 #[tokio::test]
@@ -295,7 +295,7 @@ async fn reference_to_an_unreadable_bulletin_is_rejected_without_disclosure() {
     reply.header.as_mut().unwrap().topic = "customs.seizures".into();
     let error = world.publish(CUSTOMS, reply).await;
     let text = format!("{:?}", error.as_ref().unwrap_err());
-    assert!(!text.contains("information"), "its topic is not told: {text}");
+    assert!(!text.contains("information"), "the topic is not disclosed: {text}");
     assert_eq!(fields(error), ["header.references[0]"]);
     assert_eq!(audited.take(), [format!("call-denied working-group {CUSTOMS} FocalPoint.Publish")]);
 }
@@ -435,7 +435,7 @@ async fn stopping_node_answers_accepted_requests_then_ends_with_unavailable() {
     };
     assert_eq!(end.code(), Code::Unavailable);
     assert!(stream.next().await.is_none());
-    assert_eq!(responses as u64, world.store.end_offset() - 1, "whatever was stored was answered");
+    assert_eq!(responses as u64, world.store.end_offset() - 1, "every stored bulletin has a response");
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ async fn red_and_strict_are_denied_to_agencies_with_a_record() {
         assert!(world.get(POLICE, "ma", &receipt.id).await.is_ok());
         assert_eq!(audited.take(), [""; 0]);
         let denied = world.get(POST, "ma", &receipt.id).await.unwrap_err();
-        assert_eq!(denied.code(), Code::NotFound, "what it may not read does not exist for it");
+        assert_eq!(denied.code(), Code::NotFound, "a bulletin that is not visible does not exist for it");
         assert_eq!(audited.take(), [format!("call-denied agency {POST} FocalPoint.Get")]);
     }
     let unknown = world.get(POST, "ma", "01971f5a-3c00-7a10-8b5e-000000000001").await.unwrap_err();
@@ -37,10 +37,10 @@ async fn red_and_strict_are_denied_to_agencies_with_a_record() {
     assert_eq!(
         (unknown.code(), unknown.details()),
         (not_visible.code(), not_visible.details()),
-        "nothing tells the two apart"
+        "both responses are equal"
     );
     assert_eq!(unknown.message(), not_visible.message());
-    assert_eq!(audited.records()[0].detail, format!("ma/{}", open.id), "the record names what was not given");
+    assert_eq!(audited.records()[0].detail, format!("ma/{}", open.id), "the record names the denied bulletin");
     assert_eq!(audited.take(), [format!("call-denied working-group {CUSTOMS} FocalPoint.Get")]);
     let all = world.history(POST, proto::HistoryRequest::default()).await.unwrap();
     assert_eq!(offsets(&all), [6, 1]);

@@ -341,7 +341,7 @@ impl Round {
 
     async fn backfill_one(&self, feed: FeedId, index: u64, why: Undisclosed) {
         let envelope = self.logs[&feed][index as usize].clone();
-        let VerifiedContent::Disclosed { envelope, header } = disclosed(envelope) else { panic!("it is whole") };
+        let VerifiedContent::Disclosed { envelope, header } = disclosed(envelope) else { panic!("it is disclosed") };
         let backfill =
             VerifiedBackfill { index, digest: envelope::digest(&envelope), envelope, header, pending_roster: None };
         let backfills =

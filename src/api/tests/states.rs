@@ -84,7 +84,7 @@ async fn cancelled_bulletin_carries_its_state_in_every_delivery() {
         (cancelled.clone(), cancelled.clone())
     );
     let mut later = world.follow(POST).await;
-    assert_eq!(summary(later.delivery().await.state.as_ref()), cancelled, "who reads it later is told at once");
+    assert_eq!(summary(later.delivery().await.state.as_ref()), cancelled, "a later reader gets the state at once");
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn cancellation_received_before_its_bulletin_takes_effect() {
     assert_eq!(summary(live.delivery().await.state.as_ref()), active());
     world.store.apply_index();
     let page = history(&world, POLICE).await;
-    assert_eq!(summary(page[1].state.as_ref()).0, "cancelled", "by the index, as by memory");
+    assert_eq!(summary(page[1].state.as_ref()).0, "cancelled", "the index database gives the same state as memory");
     assert!(page[2].referenced[0].changes_state);
 }
 
@@ -144,7 +144,7 @@ async fn cancellation_by_another_publisher_has_no_effect_and_is_flagged() {
     assert_eq!(summary(page[3].state.as_ref()), active());
     let found: Vec<(bool, bool)> =
         page.iter().rev().skip(1).map(|it| (it.referenced[0].held, it.referenced[0].changes_state)).collect();
-    assert_eq!(found, [(true, false), (false, false), (true, false)], "another content is not held");
+    assert_eq!(found, [(true, false), (false, false), (true, false)], "a different content is not held");
 }
 
 #[tokio::test]
@@ -191,9 +191,9 @@ async fn state_is_found_with_bounded_work_and_further_each_time() {
         let state = world.api.states(&entry, &mut work).unwrap().remove(0);
         (state.partial, summary(Some(&state)).0, work.is_exhausted())
     };
-    assert_eq!(lookup(0), (true, "active".into(), true), "and marked as one that may not be the last");
+    assert_eq!(lookup(0), (true, "active".into(), true), "marked as partial");
     assert_eq!(lookup(3), (true, "superseded".into(), true));
-    assert_eq!(lookup(3), (false, "cancelled".into(), false), "what was read is not read again");
+    assert_eq!(lookup(3), (false, "cancelled".into(), false), "entries already read are not read again");
     assert_eq!(lookup(1), (false, "cancelled".into(), false));
     let page = history(&world, POLICE).await;
     assert_eq!(summary(page.last().unwrap().state.as_ref()).2, cancel.id);
@@ -368,10 +368,10 @@ async fn filter_with_nothing_readable_is_denied() {
     assert_eq!(
         query(CUSTOMS, filter_of(&["justice.>", "customs.>"], &[], &[])).await,
         Ok(1),
-        "told what is not granted"
+        "reports what is not granted"
     );
     assert_eq!(query(CUSTOMS, filter_of(&["*.persons"], &["cancellation", "feed-closed"], &[])).await, Ok(0));
-    assert_eq!(query(CUSTOMS, filter_of(&["nowhere.>"], &[], &[])).await, Ok(1), "what is unknown is nobody's to deny");
+    assert_eq!(query(CUSTOMS, filter_of(&["nowhere.>"], &[], &[])).await, Ok(1), "an unknown topic is not denied");
     assert_eq!(query(OPERATOR, filter_of(&[], &["seizure-report"], &[])).await, denied);
     assert_eq!(query(OPERATOR, filter_of(&["customs.>"], &["feed-closed"], &[])).await, Ok(0));
     let none = "[[grant]]\npath = \"focal-point/new\"\nroles = [\"focal-point\"]\n";

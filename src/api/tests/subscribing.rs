@@ -69,7 +69,7 @@ async fn bulletin_pending_its_roster_raises_an_alarm_when_read() {
     let world = World::start().await;
     let waiting = |n, version| careless("tn", n, move |_, header| header.roster_version = version);
     world.peer_appends("tn", vec![waiting(1, 99), waiting(2, 2)]).await;
-    assert!(world.api.alarms.snapshot().is_empty(), "nobody has read it: it came before the node was started");
+    assert!(world.api.alarms.snapshot().is_empty(), "not read yet");
     for _ in 0..2 {
         world.history(POLICE, proto::HistoryRequest::default()).await.unwrap();
     }
@@ -85,7 +85,7 @@ async fn quiet_stream_sends_position_heartbeats() {
     world.published(draft(red)).await;
     tokio::time::pause();
     let began = tokio::time::Instant::now();
-    assert_eq!(agency.position().await, 1, "nothing for it, but looked at");
+    assert_eq!(agency.position().await, 1, "scanned without a match");
     assert_eq!(agency.position().await, 1);
     assert!(began.elapsed() <= Duration::from_secs(60), "{:?}", began.elapsed());
 }

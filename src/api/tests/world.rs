@@ -149,6 +149,19 @@ impl World {
         epoch: u32,
         high_water_mark: std::path::PathBuf,
     ) -> Self {
+        let world = Self::starting(store, epoch, high_water_mark, Duration::ZERO);
+        world.committer.peer_heads_received();
+        assert_eq!(*world.committer.publish_state().borrow(), PublishState::Open);
+        world
+    }
+
+    /// Starts a node that may not publish before `peer_wait` has passed.
+    pub(super) fn starting(
+        store: Arc<dyn Store>,
+        epoch: u32,
+        high_water_mark: std::path::PathBuf,
+        peer_wait: Duration,
+    ) -> Self {
         let own = feed("ma", epoch);
         let options = Options {
             keys: Keys {
@@ -159,12 +172,10 @@ impl World {
             feed: own,
             high_water_mark,
             bootstrap: true,
-            peer_wait: Duration::ZERO,
+            peer_wait,
             share_percent: barid_core::quota::SHARE_PERCENT,
         };
         let committer = Committer::start(Arc::clone(&store), options).unwrap();
-        committer.peer_heads_received();
-        assert_eq!(*committer.publish_state().borrow(), PublishState::Open);
         let rosters = RosterStore::new(RosterChain::start(&roster(1, None)).unwrap());
         let access = Arc::new(ArcSwap::from_pointee(Access::parse(&access()).unwrap()));
         let stop = watch::Sender::new(false);
@@ -455,7 +466,7 @@ pub(super) fn verify_receipt(receipt: &proto::Receipt, beside: &Bytes) {
 
 /// Returns the fields at fault, in order.
 pub(super) fn fields(result: Result<impl Sized, Status>) -> Vec<String> {
-    let Err(status) = result else { panic!("refused") };
+    let Err(status) = result else { panic!("not rejected") };
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     let details = status.get_error_details();
     details.bad_request().unwrap().field_violations.iter().map(|field| field.field.clone()).collect()
@@ -465,7 +476,7 @@ pub(super) fn fields(result: Result<impl Sized, Status>) -> Vec<String> {
 pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = std::time::Instant::now() + DEADLINE;
     while !condition() {
-        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        assert!(std::time::Instant::now() < deadline, "timeout: {what}");
         tokio::task::yield_now().await;
     }
 }

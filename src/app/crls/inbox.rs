@@ -205,7 +205,7 @@ mod tests {
         assert!(verified <= 600, "{verified}");
         inbox.put(&member("ly"), vec![Bytes::from_static(b"a list")]);
         let (from, _) = inbox.next(Instant::now()).list.unwrap();
-        assert_eq!(from, member("ly"), "whatever others send");
+        assert_eq!(from, member("ly"), "whatever other peers send");
         for code in ["dz", "eg"] {
             inbox.put(&member(code), vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")]);
         }
@@ -218,14 +218,14 @@ mod tests {
         let (inbox, tn) = (Inbox::default(), member("tn"));
         inbox.set_in_force(&tn, list("tn.rabat.example/1", 0));
         let begun = Instant::now();
-        assert_eq!(inbox.next_persist(), Some(begun), "the first at once");
+        assert_eq!(inbox.next_persist(), Some(begun), "the first is verified at once");
         assert_eq!(inbox.take_pending(begun)[0].count, 1);
         for n in 1..=200 {
             inbox.set_in_force(&tn, list("tn.rabat.example/1", n));
         }
         assert!(inbox.take_pending(Instant::now()).is_empty());
         inbox.set_in_force(&tn, list("ly.rabat.example/1", 1));
-        assert_eq!(inbox.take_pending(Instant::now()).len(), 1, "another authority does not wait for it");
+        assert_eq!(inbox.take_pending(Instant::now()).len(), 1, "it does not delay another authority");
         assert_eq!(inbox.next_persist(), Some(begun + PERSIST_EVERY));
         tokio::time::advance(PERSIST_EVERY).await;
         let pending = inbox.take_pending(Instant::now()).remove(0);

@@ -66,7 +66,7 @@ pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source
         let (source, hosts) = (source.clone(), Arc::clone(&hosts));
         tokio::spawn(async move {
             if tokio::time::timeout(CONNECTION_MAX, handle_connection(stream, hosts, source)).await.is_err() {
-                tracing::debug!(%from, "a connection for figures took too long");
+                tracing::debug!(%from, "a metrics connection timed out");
             }
             drop(permit);
         });
@@ -82,7 +82,7 @@ async fn handle_connection(stream: TcpStream, hosts: Arc<Hosts>, source: Metrics
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(CONNECTION_MAX).max_buf_size(HEAD_BYTES_MAX).keep_alive(false);
     if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-        tracing::debug!(%error, "a connection for figures broke off");
+        tracing::debug!(%error, "a metrics connection failed");
     }
 }
 
@@ -92,17 +92,19 @@ async fn respond(
     source: MetricsSource,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     if !allowed {
-        let text = "this host is not served here: ask for localhost or the configured address, or list the name in metrics.hosts\n";
+        let text = "host not allowed: use localhost or the configured address, or list the name in metrics.hosts\n";
         return Ok(plain(StatusCode::MISDIRECTED_REQUEST, text));
     }
     if request.uri().path() != "/metrics" {
-        return Ok(plain(StatusCode::NOT_FOUND, "figures are at /metrics\n"));
+        return Ok(plain(StatusCode::NOT_FOUND, "metrics are at /metrics\n"));
     }
     if request.method() != Method::GET {
-        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"));
+        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed\n"));
     }
     let gathered = tokio::task::spawn_blocking(move || source.text()).await;
-    let Ok(text) = gathered else { return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, "a defect of the node\n")) };
+    let Ok(text) = gathered else {
+        return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error of the node\n"));
+    };
     let (text, media) = if negotiate::wants_openmetrics(request.headers()) {
         (text, negotiate::OPENMETRICS)
     } else {

@@ -114,9 +114,9 @@ impl MetricsSnapshot {
     }
 
     fn store(&self, out: &mut Out<'_>) -> fmt::Result {
-        out.counter("barid_commits", "Commits, since the store began", self.commits)?;
-        out.counter("barid_stored_bulletins", "Bulletins stored since the store began", self.stored_bulletins)?;
-        out.gauge("barid_commit_queue_entries", "Entries and answers that wait to be committed", self.waiting)?;
+        out.counter("barid_commits", "Commits since the store was created", self.commits)?;
+        out.counter("barid_stored_bulletins", "Bulletins stored since the store was created", self.stored_bulletins)?;
+        out.gauge("barid_commit_queue_entries", "Entries and records that wait to be committed", self.waiting)?;
         let buckets: Vec<(f64, u64)> = FSYNC_BOUNDS_MICROS
             .iter()
             .map(|micros| float(*micros) / 1e6)
@@ -124,21 +124,20 @@ impl MetricsSnapshot {
             .zip(self.syncs.counts)
             .collect();
         let (sum, count) = (float(self.syncs.sum_micros) / 1e6, self.syncs.counts.iter().sum());
-        let about = ("barid_log_fsync_seconds", "How long an fdatasync of the commit log takes");
+        let about = ("barid_log_fsync_seconds", "Duration of an fdatasync of the commit log");
         out.all(about, MetricType::Histogram, [(Vec::new(), ())], |metric, ()| {
             metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
         })?;
-        let about = "Bits of the commit log that had flipped and were put right, since the start";
+        let about = "Flipped bits of the commit log that were corrected since the start";
         out.counter("barid_log_corrected_bits", about, self.corrected_bits)?;
         out.gauge("barid_log_bytes", "Bytes of the commit log, as written", self.disk.log)?;
-        out.gauge("barid_index_bytes", "Bytes of the view", self.disk.index_db)?;
+        out.gauge("barid_index_bytes", "Bytes of the index database", self.disk.index_db)?;
         out.gauge("barid_disk_free_bytes", "Bytes free on the disk of the store", self.disk.free)?;
-        let about =
-            ("barid_member_share_used_ratio", "How much a member has used of its share of the room on the disk");
+        let about = ("barid_member_share_used_ratio", "Used part of a member's share of the disk space");
         let used = self.share_used.iter();
         out.gauges(about, used.map(|(member, used)| (vec![("peer", member.as_str())], float(*used) / 1e3)))?;
-        out.gauge("barid_disk_min_free_bytes", "Free bytes below which no entries are taken", self.min_free_bytes)?;
-        out.gauge("barid_index_lag_commits", "Commits that queries do not see in the view yet", self.index_lag)
+        out.gauge("barid_disk_min_free_bytes", "Free bytes below which no entries are accepted", self.min_free_bytes)?;
+        out.gauge("barid_index_lag_commits", "Commits that are not in the index database yet", self.index_lag)
     }
 
     fn peers(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -146,12 +145,12 @@ impl MetricsSnapshot {
         let age = |time: u64| float(self.now.saturating_sub(time));
         let about = ("barid_link_up", "Whether a link to a peer is open");
         out.gauges(about, peers().map(|(labels, peer)| (labels, f64::from(u8::from(peer.linked)))))?;
-        let about = ("barid_lag_entries", "Entries of a peer's feed that exist and are not here");
+        let about = ("barid_lag_entries", "Entries of a peer's feed that exist and are not held here");
         out.gauges(
             about,
             peers().map(|(labels, peer)| (labels, float(peer.known_size.saturating_sub(peer.held_size)))),
         )?;
-        let about = ("barid_lag_seconds", "Since when entries of a peer's feed are missing here");
+        let about = ("barid_lag_seconds", "Seconds since entries of a peer's feed are missing here");
         let lag = |peer: &super::PeerStatus| match peer.behind_since_unix_ms {
             0 => 0.0,
             since => age(since / 1_000),
@@ -165,21 +164,20 @@ impl MetricsSnapshot {
         let about = ("barid_heartbeat_age_seconds", "Age of a peer's last heartbeat");
         let beats = peers().filter(|(_, peer)| peer.heartbeat_time > 0);
         out.gauges(about, beats.map(|(labels, peer)| (labels, age(peer.heartbeat_time))))?;
-        let about = ("barid_clock_ahead_seconds", "How far a linked peer's clock is ahead of ours");
+        let about = ("barid_clock_ahead_seconds", "Seconds that a linked peer's clock is ahead of ours");
         let linked = peers().filter(|(_, peer)| peer.linked);
         out.gauges(about, linked.map(|(labels, peer)| (labels, signed(peer.clock_ahead_ms) / 1e3)))
     }
 
     fn state(&self, out: &mut Out<'_>) -> fmt::Result {
-        let about = ("barid_publish_state", "Whether this node publishes: the state that it is in is 1");
+        let about = ("barid_publish_state", "Publish state of this node: the current state is 1");
         let gates = PUBLISH_STATES
             .iter()
             .map(|state| (vec![("state", *state)], f64::from(u8::from(*state == self.publish_state))));
         out.gauges(about, gates)?;
-        let about = ("barid_alarms", "Alarms that stand, by kind");
+        let about = ("barid_alarms", "Active alarms, by kind");
         out.gauges(about, self.alarms.iter().map(|(kind, count)| (vec![("kind", *kind)], float(*count))))?;
-        let about =
-            ("barid_expiry_timestamp_seconds", "When a certificate ends or a revocation list is due, Unix time");
+        let about = ("barid_expiry_timestamp_seconds", "Unix time at which a certificate or a CRL expires");
         let expiries = self.expiries.iter();
         out.gauges(
             about,
@@ -187,26 +185,26 @@ impl MetricsSnapshot {
                 (vec![("credential", *credential), ("trust_domain", of.as_str())], signed(*end))
             }),
         )?;
-        let about = ("barid_streams", "Streams of the API that are open, by method");
+        let about = ("barid_streams", "Open streams of the API, by method");
         out.gauges(about, self.streams.iter().map(|(method, count)| (vec![("method", *method)], float(*count))))?;
         let budgets = || self.budgets.iter().map(|usage| (vec![("budget", usage.spec.name)], usage));
-        let about = ("barid_budget_used", "What others use of this node, by budget");
+        let about = ("barid_budget_used", "Units in use by callers and peers, by budget");
         out.gauges(about, budgets().map(|(labels, usage)| (labels, float(usage.used))))?;
-        let about = ("barid_budget_limit", "What all others together may use of this node, by budget");
+        let about = ("barid_budget_limit", "Units that all callers and peers together may use, by budget");
         out.gauges(about, budgets().map(|(labels, usage)| (labels, float(usage.bounds.total))))?;
-        let about = ("barid_budget_high_water", "Most that was in use at once since the start, by budget");
+        let about = ("barid_budget_high_water", "Most units in use at once since the start, by budget");
         out.gauges(about, budgets().map(|(labels, usage)| (labels, float(usage.high_water))))?;
         let about = ("barid_budget_exhausted", "Charges that did not fit a budget since the start");
         out.counters(about, budgets().map(|(labels, usage)| (labels, usage.denied)))?;
         out.gauge("barid_roster_version", "Version of the roster in force", self.roster_version)?;
-        let about = ("barid_rejections", "What was refused since the start, by kind and reason");
+        let about = ("barid_rejections", "Rejections and denials since the start, by event and reason");
         let events = || self.events.iter().map(|((event, reason), count)| (*event, *reason, *count));
         let rejected = events().filter(|(event, ..)| event.ends_with("-rejected") || event.ends_with("-denied"));
         out.counters(
             about,
             rejected.map(|(event, reason, count)| (vec![("event", event), ("reason", reason)], count)),
         )?;
-        let about = ("barid_alarms_raised", "Alarms that were recorded since the start, by reason");
+        let about = ("barid_alarms_raised", "Alarms raised since the start, by reason");
         // Export every reason from the start: a rate misses the first event of a new series.
         let mut raised: BTreeMap<&str, u64> = REASONS.into_iter().map(|reason| (reason, 0)).collect();
         raised.extend(events().filter(|(event, ..)| *event == "alarm").map(|(_, reason, count)| (reason, count)));
@@ -235,7 +233,7 @@ mod tests {
         metrics.events.insert(("alarm", "a-later-word"), 1);
         let text = write(metrics);
         let raised = text.lines().filter(|line| line.starts_with("barid_alarms_raised_total{"));
-        assert_eq!(raised.count(), REASONS.len() + 1, "each has a figure from the start, once: {text}");
+        assert_eq!(raised.count(), REASONS.len() + 1, "each has one metric from the start: {text}");
         for line in [
             "# TYPE barid_feed_entries gauge",
             "barid_feed_entries{feed=\"ma.rabat.example/feed/1\"} 12.0",

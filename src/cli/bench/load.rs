@@ -119,7 +119,7 @@ impl Publisher {
                         };
                         let request = usize::try_from(result.request).ok().and_then(|n| sent.get(n));
                         let (Some(receipt), Some(request)) = (receipt, request) else {
-                            return Err(Failure::new("bench").cause("an answer without a receipt"));
+                            return Err(Failure::new("bench").cause("a response without a receipt"));
                         };
                         first_index.get_or_insert(receipt.index);
                         acks.push(now - *request);

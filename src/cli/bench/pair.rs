@@ -121,7 +121,7 @@ impl Pair {
             if begun.elapsed() > WAIT_TIMEOUT {
                 let _ = node.kill();
                 let _ = node.wait();
-                return Err(Failure::new("bench").cause("a node did not stop when asked"));
+                return Err(Failure::new("bench").cause("a node did not stop after SIGTERM"));
             }
             std::thread::sleep(POLL_INTERVAL);
         }
@@ -163,7 +163,7 @@ impl Pair {
                 return Ok(Instant::now());
             }
             if begun.elapsed() > WAIT_TIMEOUT {
-                let cause = format!("node {} is not so far: {what}{}", side.member(), self.log_tail(side));
+                let cause = format!("node {} has not reached: {what}{}", side.member(), self.log_tail(side));
                 return Err(Failure::new("bench").cause(cause));
             }
             tokio::time::sleep(POLL_INTERVAL).await;

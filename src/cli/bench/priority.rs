@@ -60,7 +60,7 @@ impl Bench<'_> {
         }
         if loaded.delivered.is_empty() {
             return Err(
-                Failure::new("bench").cause("the backlog was gone before anything could be measured: --history")
+                Failure::new("bench").cause("the backlog was sent before anything could be measured: raise --history")
             );
         }
         self.metrics.latencies("priority.idle_", &mut idle.delivered)?;
@@ -98,5 +98,5 @@ struct Times {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("other bulletins came than were published")]
+#[error("the received bulletins differ from the published ones")]
 struct Missing;

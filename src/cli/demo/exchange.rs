@@ -202,7 +202,7 @@ impl Exchange {
         while !come_true().await? {
             self.alive()?;
             if start.elapsed() > WAIT_TIMEOUT {
-                let cause = format!("it did not come true within {} s that {what}", WAIT_TIMEOUT.as_secs());
+                let cause = format!("timeout after {} s while waiting until {what}", WAIT_TIMEOUT.as_secs());
                 return Err(Failure::new("demo").cause(cause));
             }
             tokio::time::sleep(POLL_INTERVAL).await;

@@ -129,10 +129,10 @@ impl Scenario<'_> {
         let header = header.clone();
         let file = self.exchange.write("acknowledgement.json", draft.to_string().as_bytes())?;
         let output = self.exchange.run_client_ok("tn", "police-hq", &["publish", &file, "--wait-for", "ne"]).await?;
-        check(output.first()["waitReached"] == true, "the answer is stored in Niamey")?;
+        check(output.first()["waitReached"] == true, "the acknowledgement is stored in Niamey")?;
         let displayed = self.exchange.run_client_ok("ne", "police-hq", &["show", &name("ne", &alert.receipt)]).await?;
         let acknowledgements = displayed.first()["state"]["acknowledgedBy"].as_array().map_or(0, Vec::len);
-        check(acknowledgements == 1, "Niamey sees the answer beside its alert")?;
+        check(acknowledgements == 1, "Niamey sees the acknowledgement with its alert")?;
         self.passed("demo-ack-seen", &self.messages().text("demo-ack-seen"))?;
         let receipt = output.first()["receipt"].clone();
         Ok(Bulletin { member: "tn", client: "police-hq", header, receipt, readers: vec!["ne"] })
@@ -159,7 +159,7 @@ impl Scenario<'_> {
         let args = ["publish", &file, "--wait-for", &readers.join(",")];
         let output = self.exchange.run_client_ok(member, client, &args).await?;
         let ms = start.elapsed().as_millis().to_string();
-        check(output.first()["waitReached"] == true, "all who may read it hold it in full")?;
+        check(output.first()["waitReached"] == true, "all members that may read it hold it in full")?;
         let bulletin = Bulletin { member, client, header, receipt: output.first()["receipt"].clone(), readers };
         let line = localize!(
             self.messages(),
@@ -214,7 +214,7 @@ impl Scenario<'_> {
             _ if bulletin.readers.contains(&member) => Visibility::Content,
             _ => Visibility::Digest,
         };
-        let what = format!("{member} has of {} what its handling says", bulletin.name());
+        let what = format!("the visibility of {} at {member} matches its handling", bulletin.name());
         check(readable == (expected != Visibility::Digest), &what)?;
         if expected == Visibility::Digest {
             let status = self.exchange.run_client_ok(member, "operator", &["status"]).await?;
@@ -234,7 +234,7 @@ impl Scenario<'_> {
                 |by: &Value| Some((text(&by["member"]).to_owned(), serde_json::from_value(by["at"].clone()).ok()));
             let holders: Vec<(String, Option<_>)> = stored.iter().filter_map(holder).collect();
             let who: BTreeSet<&str> = holders.iter().map(|(member, _)| member.as_str()).collect();
-            let what = format!("exactly those who may read {} signed that they hold it", bulletin.name());
+            let what = format!("exactly the members that may read {} signed custody notes", bulletin.name());
             check(who == bulletin.readers.iter().copied().collect(), &what)?;
             let holders =
                 holders.iter().map(|(member, at)| format!("{} {}", self.city(member), times::seconds(at.as_ref())));
@@ -276,7 +276,7 @@ impl Scenario<'_> {
         let copy = self.exchange.write("tampered.barid", &copy)?;
         let judged = self.exchange.run_command(&["verify", &copy, "--roster", &roster]).await?;
         let rejected = judged.code == Some(12) && judged.first()["result"] == "invalid";
-        check(rejected, "a tampered copy is refused")?;
+        check(rejected, "a tampered copy is rejected")?;
         self.passed("demo-proof-rejected", &self.messages().text("demo-proof-rejected"))
     }
 
@@ -379,5 +379,5 @@ fn draft(example: &str) -> Result<Value, Failure> {
 }
 
 fn check(holds: bool, what: &str) -> Result<(), Failure> {
-    if holds { Ok(()) } else { Err(Failure::new("demo").cause(format!("it is not so that {what}"))) }
+    if holds { Ok(()) } else { Err(Failure::new("demo").cause(format!("check failed: {what}"))) }
 }

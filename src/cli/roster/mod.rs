@@ -73,7 +73,7 @@ fn unreadable(path: &Path, error: &RosterError) -> Failure {
             failure.fields(vec![Field { field: field.clone(), description, rule: String::new(), values: Vec::new() }])
         }
         RosterError::Twice { field, other, what } => {
-            let description = format!("the same {what} stands in {other}");
+            let description = format!("the same {what} is in {other}");
             failure.fields(vec![Field { field: field.clone(), description, rule: String::new(), values: Vec::new() }])
         }
         RosterError::Note(_) | RosterError::Toml(_) => failure,

@@ -78,12 +78,12 @@ impl Progress {
         }
         .map_err(|error| Failure::usage("cursor-file").path(path).because(&error))?;
         if text.len() as u64 > FILE_BYTES_MAX {
-            return Err(unusable("it is larger than any that was written"));
+            return Err(unusable("it is larger than any file that this program writes"));
         }
         let read: SavedProgress = serde_json::from_str(&text).map_err(|error| unusable(&error.to_string()))?;
         let cursor = parse_cursor(&read.cursor);
         let (Some(cursor), FORMAT, true) = (cursor, read.format, read.seen.is_well_formed()) else {
-            return Err(unusable("it was not written by this version"));
+            return Err(unusable("it is not a progress file of this version"));
         };
         if read.filter != cursor_text(&filter.encode_to_vec()) {
             return Err(Failure::usage("cursor-file-filter").path(path));

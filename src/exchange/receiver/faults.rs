@@ -26,7 +26,7 @@ impl LinkReceiver {
         // No other feed was requested or sent over this link, so a fault about one is the peer's
         // own.
         let Some(feed) = fault.feed.parse().ok().filter(|feed| self.send_queue.is_of_link(feed)) else {
-            self.record_malformed(&fault.feed, "a fault of a feed that is none of this link's");
+            self.record_malformed(&fault.feed, "feed of a fault: not a feed of this link");
             return Ok(());
         };
         if fault.reason != ELSEWHERE {

@@ -189,7 +189,7 @@ impl LinkReceiver {
             Some(Frame::PriorityEntry(priority)) => self.priority(priority).await,
             Some(Frame::ReplicationProgress(stored)) => match stored.feed.parse() {
                 Ok(feed) => self.send_queue.acknowledged(&feed, stored.size),
-                Err(_) => self.malformed(&stored.feed, "the feed's name"),
+                Err(_) => self.malformed(&stored.feed, "feed name"),
             },
             Some(Frame::Cosigned(cosigned)) if cosigned.heartbeat_feed.is_empty() => {
                 self.queue_note(IncomingNote::Cosigned(cosigned.note)).await;
@@ -252,16 +252,16 @@ impl LinkReceiver {
 
     async fn entries(&mut self, entries: proto::Entries) -> Result<(), LinkError> {
         let Ok(feed) = entries.feed.parse::<FeedId>() else {
-            self.malformed(&entries.feed, "the feed's name");
+            self.malformed(&entries.feed, "feed name");
             return Ok(());
         };
         let Some(feed_receiver) = self.feed_receivers.get_mut(&feed) else {
-            self.send_queue.fault(entries.feed, "not-allowed", "this feed was not asked for".into());
+            self.send_queue.fault(entries.feed, "not-allowed", "this feed was not requested".into());
             return Ok(());
         };
         if self.shared.stopped_feeds.contains(&feed) {
             self.feed_receivers.remove(&feed);
-            self.send_queue.fault(entries.feed, "equivocation", "two histories of this feed were seen".into());
+            self.send_queue.fault(entries.feed, "equivocation", "a fork of this feed is known".into());
             return Ok(());
         }
         if !feed_receiver.accepts(entries.first) {
@@ -298,7 +298,7 @@ impl LinkReceiver {
 
     async fn priority(&mut self, message: proto::PriorityEntry) {
         let Ok(feed) = message.feed.parse::<FeedId>() else {
-            self.malformed(&message.feed, "the feed's name");
+            self.malformed(&message.feed, "feed name");
             return;
         };
         let newest = match self.feed_receivers.get(&feed) {
@@ -308,7 +308,7 @@ impl LinkReceiver {
             }
             Some(_) => return,
             None => {
-                self.send_queue.fault(message.feed, "not-allowed", "this feed was not asked for".into());
+                self.send_queue.fault(message.feed, "not-allowed", "this feed was not requested".into());
                 return;
             }
         };
@@ -334,7 +334,7 @@ impl LinkReceiver {
         }
         match low_priority::run(verify).await {
             Ok(result) => result,
-            Err(_) => Err(Fault { kind: FaultKind::Malformed, detail: "verifying it ended in a panic".into() }),
+            Err(_) => Err(Fault { kind: FaultKind::Malformed, detail: "verification panicked".into() }),
         }
     }
 
@@ -364,14 +364,14 @@ impl LinkReceiver {
                 self.send_queue.fault(
                     feed.to_string(),
                     "equivocation",
-                    format!("another entry is held at index {index}"),
+                    format!("a different entry is held at index {index}"),
                 );
                 let (shared, peer) = (Arc::clone(&self.shared), self.peer.clone());
                 let proven = proven.map(|proven| *proven);
                 tokio::spawn(async move { priority::entry_equivocation(&shared, &peer, &feed, index, proven).await });
             }
             Err(failure @ CommitFailure::Stale { .. }) => {
-                tracing::debug!(%feed, %failure, "asking again");
+                tracing::debug!(%feed, %failure, "requesting the feed again");
                 feed_receiver.pause_for(now, STALE_PAUSE);
                 self.send_queue.fault(feed.to_string(), "busy", String::new());
             }
@@ -383,7 +383,7 @@ impl LinkReceiver {
             }
             Err(failure) => {
                 let pause = feed_receiver.pause(now);
-                tracing::warn!(%feed, %failure, pause_ms = pause.as_millis(), "following pauses");
+                tracing::warn!(%feed, %failure, pause_ms = pause.as_millis(), "a feed is paused");
                 self.send_queue.fault(feed.to_string(), "busy", failure.to_string());
             }
         }
@@ -426,7 +426,7 @@ impl LinkReceiver {
     fn handle_follow(&self, follow: &proto::Follow) {
         let rosters = self.shared.options.rosters.load();
         let Ok(feed) = follow.feed.parse::<FeedId>() else {
-            self.malformed(&follow.feed, "the feed's name");
+            self.malformed(&follow.feed, "feed name");
             return;
         };
         let known = rosters.newest().member(&self.peer).is_some() && !rosters.newest().feed_keys(&feed).is_empty();
@@ -445,7 +445,7 @@ impl LinkReceiver {
                         self.send_queue.fault(
                             follow.feed.clone(),
                             "not-allowed",
-                            "too many feeds are asked for".into(),
+                            "too many feeds are requested".into(),
                         );
                     }
                     Err(what) => self.malformed(&follow.feed, what),
@@ -456,14 +456,14 @@ impl LinkReceiver {
                     self.send_queue.fault(follow.feed.clone(), "not-allowed", "too many feeds are followed".into());
                 }
             }
-            _ => self.malformed(&follow.feed, "the topic filters"),
+            _ => self.malformed(&follow.feed, "topic filters"),
         }
     }
 
     fn malformed(&self, feed: &str, what: &str) {
         self.record_malformed(feed, what);
         let feed: String = feed.chars().take(300).collect();
-        self.send_queue.fault(feed, "malformed", format!("{what} cannot be read"));
+        self.send_queue.fault(feed, "malformed", format!("invalid {what}"));
     }
 
     /// Records a malformed frame that ends neither a feed nor the link.

@@ -30,7 +30,7 @@ impl LinkReceiver {
 
     pub(super) async fn resend_attestations(&mut self, request: &proto::AttestationsRequest) {
         let Some(feed) = request.feed.parse::<FeedId>().ok().filter(|feed| feed.member == self.peer) else {
-            self.malformed(&request.feed, "a feed of the sender");
+            self.malformed(&request.feed, "feed: not a feed of the sender");
             return;
         };
         let (shared, from, backfilled_since) =
@@ -60,7 +60,7 @@ impl LinkReceiver {
         self.queue_note(IncomingNote::HeadsComplete).await;
         self.request_newer_roster(heads.roster_version);
         if heads.crls.len() > TREE_HEADS_CRLS_MAX {
-            self.malformed("", "so many revocation lists in one frame");
+            self.malformed("", "number of CRLs in one frame");
         } else if !heads.crls.is_empty() {
             self.shared.options.revocations.offer(&self.peer, heads.crls);
         }

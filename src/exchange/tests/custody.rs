@@ -34,7 +34,7 @@ async fn floods(times: impl Iterator<Item = u64>) -> usize {
         ly.send(Frame::Custody(proto::Custody { note: note(&ma, 0..9, time) })).await;
     }
     ly.send(Frame::Custody(proto::Custody { note: note(&ma, 9..10, 2 * TIME) })).await;
-    until("what adds something is persisted all the same", || ma.peer_status(&holder()).custody_size == 10).await;
+    until("notes that add something are still persisted", || ma.peer_status(&holder()).custody_size == 10).await;
     assert!(!ly.link.is_finished());
     persisted(&ma) - 1
 }

@@ -34,11 +34,11 @@ async fn damaged_entry_does_not_block_the_feed_and_is_backfilled_after_repair() 
     assert!(matches!(ma.store.entries(&feed("ma"), 2, 1, 0), Err(ReadError::DamagedEntry(_))));
 
     let cable = connect(&ma, &ly, honest(), honest());
-    until("what follows is there", || ly.size(&ma.feed()) == 5).await;
+    until("the entries after it are held", || ly.size(&ma.feed()) == 5).await;
     assert_eq!(disclosed(&ly, "ma"), [true, true, false, true, true]);
     drop(cable);
 
     std::fs::write(&path, whole).unwrap();
     let _cable = connect(&ma, &ly, honest(), honest());
-    until("what was put back has come", || disclosed(&ly, "ma") == [true; 5]).await;
+    until("the restored entry is backfilled", || disclosed(&ly, "ma") == [true; 5]).await;
 }

@@ -48,10 +48,10 @@ async fn decision_on_two_entries_persists_and_a_third_entry_stops_the_feed_again
     let (one, other, third) = (all_urgent(), all_urgent(), longer());
     let mut ma = followed_peer(&ly).await;
     ma.send(Frame::PriorityEntry(one.priority(3))).await;
-    until("it came ahead", || by_offset(&ly) == [3]).await;
+    until("the priority entry is held", || by_offset(&ly) == [3]).await;
     ma.send(Frame::Entries(other.entries())).await;
     until("the feed is stopped", || stopped(&ly) && forks(&ly) == (1, 0)).await;
-    assert_eq!(ly.size(&feed("ma")), 0, "nothing is taken of it");
+    assert_eq!(ly.size(&feed("ma")), 0, "nothing of it is accepted");
     let digests = [one.bulletins[3].digest, other.bulletins[3].digest];
     let evidence = undecided(&ly, 3);
     assert!(digests.contains(&evidence.one.digest) && digests.contains(&evidence.other.digest));
@@ -70,9 +70,9 @@ async fn decision_on_two_entries_persists_and_a_third_entry_stops_the_feed_again
     assert!(held.iter().zip(&other.bulletins).all(|(held, sent)| held.digest == sent.digest));
     assert!(held.iter().all(|entry| matches!(entry.content, Content::Disclosed { .. })));
     assert!(ly.store.out_of_order(&feed("ma"), 0..u64::MAX).is_empty());
-    assert_eq!(by_offset(&ly), [3, 0, 1, 2, 3, 4, 5, 6, 7], "both that stood at its place have arrived");
+    assert_eq!(by_offset(&ly), [3, 0, 1, 2, 3, 4, 5, 6, 7], "both entries of this index have offsets");
     let first = ly.store.entries_from(1, 1, usize::MAX).unwrap().remove(0);
-    assert_eq!(first.digest, one.bulletins[3].digest, "what was delivered once stays what it was");
+    assert_eq!(first.digest, one.bulletins[3].digest, "a delivered entry does not change");
 
     // The same evidence, also behind the feed, is covered by the decision. A third entry at the
     // same index is not.
@@ -96,18 +96,18 @@ async fn resumed_feed_accepts_only_decided_entries_in_order() {
     let (one, other, third) = (all_urgent(), all_urgent(), all_urgent());
     let mut ma = followed_peer(&ly).await;
     ma.send(Frame::PriorityEntry(one.priority(3))).await;
-    until("it came ahead", || by_offset(&ly) == [3]).await;
+    until("the priority entry is held", || by_offset(&ly) == [3]).await;
     ma.send(Frame::PriorityEntry(other.priority(3))).await;
     until("the feed is stopped", || stopped(&ly) && forks(&ly) == (1, 0)).await;
     resume(&ly).await;
     ma = followed_peer(&ly).await;
     ma.send(Frame::Entries(third.entries())).await;
-    until("it is stopped by a third one", || stopped(&ly) && forks(&ly) == (2, 1)).await;
+    until("a third entry stops it", || stopped(&ly) && forks(&ly) == (2, 1)).await;
     assert_eq!(ly.size(&feed("ma")), 0);
     resume(&ly).await;
     ma = followed_peer(&ly).await;
     ma.send(Frame::Entries(one.entries())).await;
-    until("the first one goes on", || ly.size(&feed("ma")) == 8).await;
+    until("the first fork is followed", || ly.size(&feed("ma")) == 8).await;
     assert_eq!(by_offset(&ly), [3, 0, 1, 2, 4, 5, 6, 7], "each once");
 }
 

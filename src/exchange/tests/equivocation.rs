@@ -79,11 +79,11 @@ async fn announcement_with_evidence_raises_alarm_and_claim_does_not() {
 
     let proven = announcement_of(&ma, &key("ly", "feed/1", Algorithm::Ed25519));
     ma.committer.publish(vec![proven.clone()]).await.unwrap();
-    until("Tunis keeps what proves it", || !tn.store.forks().unwrap().is_empty()).await;
+    until("Tunis stores the evidence", || !tn.store.forks().unwrap().is_empty()).await;
     let forks = tn.store.forks().unwrap();
     let carried = barid_core::envelope::body_of(&proven.envelope).unwrap().content;
     let Some(proto::body::Content::FeedForked(carried)) = carried else { panic!("{carried:?}") };
-    assert_eq!(forks.len(), 1, "what is only claimed is no alarm");
+    assert_eq!(forks.len(), 1, "a claim without proof raises no alarm");
     assert_eq!((&forks[0].feed, &forks[0].evidence), (&feed("ly"), &carried.evidence));
     Equivocation::verify(&forks[0].evidence, tn.rosters.load().newest()).unwrap();
     assert_eq!(tn.exchange.stopped_feeds().all().keys().collect::<Vec<_>>(), [&feed("ly")]);
@@ -122,5 +122,5 @@ async fn announced_fork_of_own_feed_stops_publishing() {
     ma.committer.publish(vec![announcement_of(&ma, &key("ly", "feed/1", Algorithm::Ed25519))]).await.unwrap();
     let needs_recovery =
         || matches!(&*ly.committer.publish_state().borrow(), crate::committer::PublishState::NeedsRecovery(_));
-    until("Tripoli is in doubt", needs_recovery).await;
+    until("Tripoli needs recovery", needs_recovery).await;
 }

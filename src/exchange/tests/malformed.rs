@@ -60,7 +60,7 @@ const LIES: [(&str, Lie, &str); 21] = [
         "bad-root",
     ),
     ("the last entry is missing", |batch| drop(batch.items.pop()), "bad-proof"),
-    ("a proof stands where none is needed", |batch| batch.consistency_proof.push(vec![1; 32].into()), "bad-proof"),
+    ("a proof where none is needed", |batch| batch.consistency_proof.push(vec![1; 32].into()), "bad-proof"),
     ("an entry is there twice", |batch| batch.items.push(batch.items[0].clone()), "bad-bounds"),
     ("too many entries", |batch| batch.items = vec![run(vec![1; 32 * (BATCH_ENTRIES_MAX + 1)])], "bad-bounds"),
     ("too many bytes", |batch| batch.items.insert(0, envelope_item(vec![0; BATCH_BYTES_MAX + 1].into())), "bad-bounds"),
@@ -80,7 +80,7 @@ const LIES: [(&str, Lie, &str); 21] = [
     ("an item of a kind that is unknown", |batch| batch.items[0].item = None, "malformed"),
     ("half a hash in the proof", |batch| batch.consistency_proof.push(vec![1; 16].into()), "malformed"),
     ("the checkpoint is cut short", |batch| batch.checkpoint.truncate(batch.checkpoint.len() / 2), "malformed"),
-    ("the checkpoint is no note", |batch| batch.checkpoint = vec![0xff; 70].into(), "malformed"),
+    ("the checkpoint is not a note", |batch| batch.checkpoint = vec![0xff; 70].into(), "malformed"),
     (
         "another key of the same name signed",
         |batch| {
@@ -138,20 +138,20 @@ async fn receive_lie(what: &str, lie: Lie, reason: &str) {
     };
     let cable = connect(&ma, &ly, from_ma, from_ly);
     ma.publish(4, |_| {}).await;
-    until("the beginning is held", || ly.size(&ma.feed()) == 4).await;
+    until("the first entries are held", || ly.size(&ma.feed()) == 4).await;
     let (root, end_offset) = (ly.root(&ma.feed()), ly.store.end_offset());
     lying.store(true, Ordering::SeqCst);
     ma.publish(20, |_| {}).await;
     until(what, || !faults.lock().is_empty()).await;
     assert_eq!(faults.lock()[0], (ma.feed().to_string(), reason.to_owned()), "{what}");
     ly.publish(2, |_| {}).await;
-    until("the other feed goes on over the same link", || ma.size(&ly.feed()) == 2).await;
-    assert_eq!((ly.root(&ma.feed()), ly.size(&ma.feed())), (root, 4), "{what}: nothing of it is kept");
+    until("the other feed continues over the same link", || ma.size(&ly.feed()) == 2).await;
+    assert_eq!((ly.root(&ma.feed()), ly.size(&ma.feed())), (root, 4), "{what}: nothing of it is stored");
     assert_eq!(ly.store.end_offset(), end_offset + 2, "{what}: only ly's own entries arrived");
-    assert!(!cable.dialled.is_finished() && !cable.dialler.is_finished(), "{what}: the link stays");
-    assert!(ly.exchange.stopped_feeds().all().is_empty(), "{what}: a liar proves nothing about the owner");
+    assert!(!cable.dialled.is_finished() && !cable.dialler.is_finished(), "{what}: the link stays open");
+    assert!(ly.exchange.stopped_feeds().all().is_empty(), "{what}: a dishonest relay proves nothing about the owner");
     lying.store(false, Ordering::SeqCst);
-    until("asked again, it is taken", || ly.size(&ma.feed()) == 24).await;
+    until("the next attempt is accepted", || ly.size(&ma.feed()) == 24).await;
     assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()), "{what}");
     assert_eq!(ly.store.end_offset(), 27, "{what}: each entry arrived once");
 }
@@ -492,7 +492,7 @@ async fn undecodable_frame_ends_only_its_link() {
         assert!(!ly.exchange.peers().linked(&ma) && ly.exchange.peers().linked(&tn.me), "only its own link");
     }
     assert_eq!(ly.size(&feed("ma")), 0);
-    call(address, vec![hello, good], until("the peer may come back", || ly.size(&feed("ma")) == 2)).await;
+    call(address, vec![hello, good], until("the peer may reconnect", || ly.size(&feed("ma")) == 2)).await;
     tn.publish(1, |_| {}).await;
-    until("the other feed goes on", || ly.size(&tn.feed()) == 1).await;
+    until("the other feed continues", || ly.size(&tn.feed()) == 1).await;
 }

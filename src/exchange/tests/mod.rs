@@ -55,7 +55,7 @@ async fn published_entries_are_replicated_with_cosignature_and_custody() {
     until("both hold both feeds", || ly.size(&ma.feed()) == 3 && ma.size(&ly.feed()) == 2).await;
     assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
     assert_eq!(disclosed(&ly, "ma"), [true; 3]);
-    until("answers came back", || {
+    until("attestations were received", || {
         let status = ma.peer_status(&ly.me);
         status.cosigned_size == 3 && status.custody_size == 3 && status.linked
     })
@@ -134,7 +134,7 @@ async fn broken_link_resumes_where_it_stopped() {
             honest(),
         );
         let before = ly.size(&ma.feed());
-        until("two more batches came", || ly.size(&ma.feed()) > before).await;
+        until("two more batches arrived", || ly.size(&ma.feed()) > before).await;
         drop(cable);
         until("both noticed", || !ma.exchange.peers().linked(&ly.me) && !ly.exchange.peers().linked(&ma.me)).await;
     }
@@ -174,13 +174,13 @@ async fn tampered_batch_is_rejected_whole_and_other_feeds_continue() {
     };
     let cable = connect(&ma, &ly, from_ma, from_ly);
     ma.publish(20, |_| {}).await;
-    until("the batch is refused", || rejections.load(Ordering::SeqCst) >= 1).await;
+    until("the batch is rejected", || rejections.load(Ordering::SeqCst) >= 1).await;
     ly.publish(5, |_| {}).await;
-    until("the other feed goes on over the same link", || ma.size(&ly.feed()) == 5).await;
-    assert_eq!(ly.size(&ma.feed()), 0, "nothing of the refused batch is kept");
+    until("the other feed continues over the same link", || ma.size(&ly.feed()) == 5).await;
+    assert_eq!(ly.size(&ma.feed()), 0, "nothing of the rejected batch is stored");
     assert!(!cable.dialled.is_finished());
     tampering.store(false, Ordering::SeqCst);
-    until("asked again, it is taken", || ly.size(&ma.feed()) == 20).await;
+    until("the next attempt is accepted", || ly.size(&ma.feed()) == 20).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -192,7 +192,7 @@ async fn unfollowed_topics_are_held_as_digests_and_cosigned() {
     until("ly holds the log", || ly.size(&ma.feed()) == 3).await;
     assert_eq!(disclosed(&ly, "ma"), [false, false, true]);
     assert_eq!(ly.store.undisclosed_ranges(&ma.feed(), 9).unwrap(), [(0..2, Undisclosed::Unfollowed)]);
-    until("ly has answered", || ma.peer_status(&ly.me).custody_size == 3).await;
+    until("ly has sent custody notes", || ma.peer_status(&ly.me).custody_size == 3).await;
     until("ly has cosigned all", || ma.peer_status(&ly.me).cosigned_size == 3).await;
     assert!(ma.store.custody_covering(&ma.feed(), 0).unwrap().is_empty(), "never stored");
     assert_eq!(ma.store.custody_covering(&ma.feed(), 2).unwrap().len(), 1);
@@ -233,12 +233,12 @@ async fn link_dialled_by_lower_code_stays_on_both_sides() {
     let by_higher = connect(&ma, &ly, honest(), honest());
     until("the first link is open", || ly.exchange.peers().linked(&ma.me) && ma.exchange.peers().linked(&ly.me)).await;
     let by_lower = connect(&ly, &ma, honest(), honest());
-    until("the first gave way", || by_higher.dialler.is_finished() && by_higher.dialled.is_finished()).await;
+    until("the first link is replaced", || by_higher.dialler.is_finished() && by_higher.dialled.is_finished()).await;
     let third = connect(&ma, &ly, honest(), honest());
-    until("the third is refused", || third.dialler.is_finished() && third.dialled.is_finished()).await;
+    until("the third link is rejected", || third.dialler.is_finished() && third.dialled.is_finished()).await;
     assert!(!by_lower.dialler.is_finished() && !by_lower.dialled.is_finished());
     ma.publish(2, |_| {}).await;
-    until("the one that stayed works", || ly.size(&ma.feed()) == 2).await;
+    until("the remaining link works", || ly.size(&ma.feed()) == 2).await;
 }
 
 fn entries(frame: Frame) -> Option<proto::Entries> {
@@ -328,7 +328,7 @@ async fn newer_roster_reaches_all_members() {
     let version = |node: &Node| node.rosters.load().newest().version();
     until("it has reached the second", || version(&ly) == 2).await;
     until("and the third, which has no link to the first", || version(&tn) == 2).await;
-    assert_eq!(tn.store.rosters().unwrap().len(), 1, "kept, to be there after a restart");
+    assert_eq!(tn.store.rosters().unwrap().len(), 1, "persisted for a restart");
     until("ma sees that ly has it", || ma.peer_status(&ly.me).roster_version == 2).await;
 }
 
@@ -355,20 +355,20 @@ async fn all_crls_are_sent_in_frames_that_fit() {
         offered.sort_unstable_by(|a, b| b.cmp(a));
         offered
     };
-    until("all that fit have come", || sorted() == wanted).await;
+    until("all that fit have arrived", || sorted() == wanted).await;
     assert!(largest.load(Ordering::Relaxed) <= TREE_HEADS_CRL_BYTES_MAX);
 
     // A newer list is sent although nothing else changes, and only that one.
     from.put("a", 700_000);
     wanted.insert(1, 700_000);
-    until("the newer one has come", || sorted() == wanted).await;
+    until("the newer one has arrived", || sorted() == wanted).await;
 
     // With a newer roster the peer may know authorities that it did not know before: all lists are
     // sent again.
     let mut chain = barid_core::roster::RosterChain::clone(&ma.rosters.load());
     chain.extend(&roster(2, Some(chain.newest().text_hash()))).unwrap();
     ma.rosters.replace(chain);
-    until("all have come again", || to.offered_bytes().len() == wanted.len() + 5).await;
+    until("all have arrived again", || to.offered_bytes().len() == wanted.len() + 5).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -398,7 +398,7 @@ async fn attestations_lost_with_a_link_are_requested_on_the_next() {
     drop(cable);
     until("the link is gone", || !ma.exchange.peers().linked(&ly.me) && !ly.exchange.peers().linked(&ma.me)).await;
     let _cable = connect(&ma, &ly, honest(), honest());
-    until("every entry is vouched for after all", || {
+    until("every entry has a custody note", || {
         (0..3).all(|index| ma.store.custody_covering(&ma.feed(), index).unwrap().len() == 1)
     })
     .await;
@@ -418,7 +418,11 @@ async fn larger_checkpoint_of_own_feed_stops_publishing() {
     ma.publish(1, |_| {}).await;
     let peer = Actor::handshake(&ma, "tn").await;
     peer.send(head("ma", 7)).await;
-    until("in doubt", || matches!(&*ma.committer.publish_state().borrow(), PublishState::NeedsRecovery(why) if why.contains("size 7"))).await;
+    let needs_recovery = || {
+        let publish_state = ma.committer.publish_state();
+        matches!(&*publish_state.borrow(), PublishState::NeedsRecovery(why) if why.contains("size 7"))
+    };
+    until("it needs recovery", needs_recovery).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -444,12 +448,12 @@ async fn peer_that_never_reads_loses_its_link_and_others_continue() {
     // Each frame is answered; the replies are not read.
     while deaf.to_node.send(proto::Frame { frame: Some(nonsense()) }).await.is_ok() {
         sent += 1;
-        assert!(sent < 100_000, "nobody stops it");
+        assert!(sent < 100_000, "the link is not closed");
     }
     ma.publish(10, |_| {}).await;
     until("Tripoli has what Rabat published", || ly.size(&ma.feed()) == 10).await;
     assert!(matches!(deaf.link.await.unwrap(), Err(LinkError::SendQueueOverflow)));
-    until("it is gone", || !ma.exchange.peers().linked(&member("tn"))).await;
+    until("its link is closed", || !ma.exchange.peers().linked(&member("tn"))).await;
     assert!(ma.exchange.peers().linked(&ly.me));
 }
 
@@ -562,9 +566,9 @@ async fn duplicate_identity_raises_alarms_and_keeps_one_link() {
     let dial = Arc::new(PlainDial([("ma", at_ma)].into()));
     let _dialers = (spawn_dialers(&one.exchange, dial.clone()), spawn_dialers(&copy.exchange, dial));
     let alarmed = |node: &Node, part: &str| alarms(node).iter().any(|alarm| alarm.contains(part));
-    until("Morocco is told", || alarmed(&ma, "two nodes use the identity of ly")).await;
+    until("Morocco has an alarm", || alarmed(&ma, "two nodes use the identity of ly")).await;
     let alarmed_own = |node: &Node| alarmed(node, "another node uses this member's identity");
-    until("one of the two is told", || alarmed_own(&one) || alarmed_own(&copy)).await;
+    until("one of the two has an alarm", || alarmed_own(&one) || alarmed_own(&copy)).await;
     assert!(ma.exchange.peers().linked(&one.me), "one of them stays linked");
 }
 
@@ -598,5 +602,5 @@ async fn unfinished_frames_of_peer_are_bounded_by_its_budget() {
     until("its budget is used", || bytes.used_by(&ly) > 16 << 20).await;
     assert!(bytes.usage().high_water <= table::LINK_BYTES.bounds.per_owner);
     drop(held);
-    until("all is given back", || bytes.used_by(&ly) == 0 && links.used_by(&ly) == 0).await;
+    until("all charges are released", || bytes.used_by(&ly) == 0 && links.used_by(&ly) == 0).await;
 }

@@ -66,23 +66,23 @@ async fn priority_entries_precede_backlog_once_with_custody() {
     ma.publish(10, |_| {}).await;
     let (_, seen, stuck) = gate(0);
     let cable = connect(&ma, &ly, stuck, honest());
-    until("what is urgent is there", || by_offset(&ly).len() == 3).await;
-    assert_eq!(by_offset(&ly), [3_002, 1_500, 1_501], "what is Actual before an exercise");
+    until("the urgent entries are held", || by_offset(&ly).len() == 3).await;
+    assert_eq!(by_offset(&ly), [3_002, 1_500, 1_501], "Actual entries before exercises");
     // New ones too, while nothing arrives in order.
     ma.publish(1, immediate("Actual")).await;
-    until("the new one is there", || by_offset(&ly).len() == 4).await;
+    until("the new entry is held", || by_offset(&ly).len() == 4).await;
     assert_eq!(by_offset(&ly)[3], 3_013);
     assert_eq!(ly.size(&ma.feed()), 0);
     for index in [1_500, 3_002, 3_013] {
         until("ma knows that ly has it", || ma.store.custody_covering(&ma.feed(), index).unwrap().len() == 1).await;
     }
     assert!(ma.store.custody_covering(&ma.feed(), 1_499).unwrap().is_empty(), "and nothing else");
-    assert!(ma.store.custody_newest(&ma.feed()).unwrap().is_empty(), "what lies between is still asked for");
+    assert!(ma.store.custody_newest(&ma.feed()).unwrap().is_empty(), "the entries between are still requested");
     assert_eq!(seen.lock().len(), 4, "each was sent once");
     drop(cable);
 
     let _cable = connect(&ma, &ly, honest(), honest());
-    until("the rest has come in order", || ly.size(&ma.feed()) == 3_014).await;
+    until("the rest has arrived in order", || ly.size(&ma.feed()) == 3_014).await;
     assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
     assert_each_once(&ly, 3_014);
     assert_eq!(&by_offset(&ly)[..4], [3_002, 1_500, 1_501, 3_013]);
@@ -102,12 +102,12 @@ async fn exercises_do_not_use_capacity_of_actual_entries() {
     let first = 5 * PRIORITY_ENTRIES_MAX as u64 + 10;
     let (_, _, stuck) = gate(0);
     let _cable = connect(&ma, &ly, stuck, honest());
-    until("exercises have filled their room", || by_offset(&ly).len() == PRIORITY_OTHERS_MAX).await;
+    until("exercises have reached their limit", || by_offset(&ly).len() == PRIORITY_OTHERS_MAX).await;
     ma.publish(PRIORITY_ENTRIES_MAX + 1, immediate("Actual")).await;
     let ahead = || by_offset(&ly).into_iter().filter(|index| *index >= first).count();
-    until("what is Actual is there", || ahead() == PRIORITY_ENTRIES_MAX).await;
+    until("the Actual entries are held", || ahead() == PRIORITY_ENTRIES_MAX).await;
     assert_eq!(by_offset(&ly).len(), PRIORITY_OTHERS_MAX + PRIORITY_ENTRIES_MAX);
-    assert_eq!(ly.size(&ma.feed()), 0, "nothing came in order");
+    assert_eq!(ly.size(&ma.feed()), 0, "nothing arrived in order");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -117,7 +117,7 @@ async fn backlog_of_only_priority_entries_is_sent_in_order_once() {
     let (open, seen, tamper) = gate(0);
     open.store(true, Ordering::SeqCst);
     let _cable = connect(&ma, &ly, tamper, honest());
-    until("all is there", || ly.size(&ma.feed()) == 2 * BATCH_ENTRIES_MAX as u64).await;
+    until("everything is held", || ly.size(&ma.feed()) == 2 * BATCH_ENTRIES_MAX as u64).await;
     assert!(seen.lock().is_empty());
     assert_each_once(&ly, 2 * BATCH_ENTRIES_MAX as u64);
 }
@@ -144,7 +144,7 @@ async fn relay_forwards_priority_entries_at_once() {
     let (_, _, stuck) = gate(1);
     let first = connect(&ma, &ly, stuck, honest());
     let _second = connect(&ly, &tn, honest(), honest());
-    until("the beginning has come through ly", || tn.size(&ma.feed()) > 0).await;
+    until("the first entries arrived through ly", || tn.size(&ma.feed()) > 0).await;
     let begun = ly.size(&ma.feed());
     ma.publish(1, immediate("Actual")).await;
     // Not for ly: only its owner can serve it.
@@ -155,14 +155,14 @@ async fn relay_forwards_priority_entries_at_once() {
     })
     .await;
     let index = 2 * BATCH_ENTRIES_MAX as u64;
-    until("what is urgent has come through ly", || by_offset(&tn).contains(&index)).await;
+    until("the urgent entry arrived through ly", || by_offset(&tn).contains(&index)).await;
     assert!(begun < index && tn.size(&ma.feed()) == begun);
     assert!(!by_offset(&ly).contains(&(index + 1)));
     drop(first);
     let _again = connect(&ma, &ly, honest(), honest());
     let direct = connect(&tn, &ma, honest(), honest());
-    until("all is there", || tn.size(&ma.feed()) == index + 2 && ly.size(&ma.feed()) == index + 2).await;
-    until("also what was not for ly", || by_offset(&tn).contains(&(index + 1))).await;
+    until("everything is held", || tn.size(&ma.feed()) == index + 2 && ly.size(&ma.feed()) == index + 2).await;
+    until("also the entry that is not for ly", || by_offset(&tn).contains(&(index + 1))).await;
     assert_each_once(&tn, index + 2);
     assert_eq!(disclosed(&ly, "ma").iter().filter(|held| !**held).count(), 1);
     until("ma knows that tn has it", || {
@@ -255,7 +255,7 @@ async fn repeated_excluded_and_ordinary_priority_frames_are_ignored() {
     }
     assert_eq!(by_offset(&ly), [3, 7]);
     ma.send(Frame::Entries(sent.entries())).await;
-    until("all is there", || ly.size(&feed("ma")) == 8).await;
+    until("everything is held", || ly.size(&feed("ma")) == 8).await;
     ma.send(Frame::PriorityEntry(sent.priority(3))).await;
     assert_eq!(by_offset(&ly), [3, 7, 0, 1, 2, 4, 6]);
     assert!(!disclosed(&ly, "ma")[5]);

@@ -34,21 +34,21 @@ async fn content_of_others_is_backfilled_once_disk_has_space() {
     set_tier(&ly, &store, Tier::Digests).await;
     let _cable = connect(&ma, &ly, honest(), honest());
     ma.publish(50, |_| {}).await;
-    until("the feed goes on", || ly.size(&ma.feed()) == 50).await;
+    until("the feed is followed", || ly.size(&ma.feed()) == 50).await;
     assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
     assert_eq!(disclosed(&ly, "ma"), [false; 50]);
-    until("ly vouches for the log", || ma.peer_status(&ly.me).custody_size == 50).await;
-    assert!(ma.store.custody_covering(&ma.feed(), 7).unwrap().is_empty(), "and not for content");
+    until("ly has custody of the log", || ma.peer_status(&ly.me).custody_size == 50).await;
+    assert!(ma.store.custody_covering(&ma.feed(), 7).unwrap().is_empty(), "but not of content");
     ly.publish(3, |_| {}).await;
-    until("ly's own are nobody's loss", || ma.size(&ly.feed()) == 3).await;
+    until("ly's own entries are replicated", || ma.size(&ly.feed()) == 3).await;
     store.set_capacity(Capacity::UNBOUNDED);
-    until("content has come by itself", || disclosed(&ly, "ma") == [true; 50]).await;
-    until("ma has it in writing", || {
+    until("content is backfilled", || disclosed(&ly, "ma") == [true; 50]).await;
+    until("ma has the custody notes", || {
         (0..50).all(|index| ma.store.custody_covering(&ma.feed(), index).unwrap().len() == 1)
     })
     .await;
     ma.publish(1, |_| {}).await;
-    until("all is as before", || disclosed(&ly, "ma").len() == 51 && disclosed(&ly, "ma")[50]).await;
+    until("live entries are held in full again", || disclosed(&ly, "ma").len() == 51 && disclosed(&ly, "ma")[50]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,18 +60,18 @@ async fn own_entries_are_committed_on_nearly_full_disk_and_actual_ones_longest()
     ma.publish(5, |_| {}).await;
     ly.publish(2, |_| {}).await;
     until("ma follows", || ma.size(&ly.feed()) == 3).await;
-    assert_eq!(ly.size(&ma.feed()), 0, "following pauses");
+    assert_eq!(ly.size(&ma.feed()), 0, "the feed is paused");
     set_tier(&ly, &store, Tier::Priority).await;
     let rejected = ly.committer.publish(vec![bulletin(&ly.me, &|_| {})]).await.unwrap_err();
     assert!(matches!(rejected, CommitFailure::DiskFull(_)), "{rejected}");
     let exercise = ly.committer.publish(vec![bulletin(&ly.me, &immediate("Exercise"))]).await;
-    assert!(exercise.is_err(), "exercises take nothing of what is Actual");
+    assert!(exercise.is_err(), "exercises do not use the reserve of Actual entries");
     ly.committer.publish(vec![bulletin(&ly.me, &immediate("Actual"))]).await.unwrap();
     until("ma has it", || ma.size(&ly.feed()) == 4).await;
     set_tier(&ly, &store, Tier::Notes).await;
     assert!(ly.committer.publish(vec![bulletin(&ly.me, &immediate("Actual"))]).await.is_err());
     store.set_capacity(Capacity::UNBOUNDED);
-    until("all goes on", || disclosed(&ly, "ma") == [true; 5]).await;
+    until("following continues", || disclosed(&ly, "ma") == [true; 5]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,7 +88,7 @@ async fn flooding_member_uses_only_its_share_of_the_disk() {
     until("it is noticed", noticed).await;
     let _cables = [connect(&ma, &ly, honest(), honest()), connect(&ly, &tn, honest(), honest())];
     tn.publish(2_000, |_| {}).await;
-    until("the feed goes on", || ly.size(&tn.feed()) == 2_000).await;
+    until("the feed is followed", || ly.size(&tn.feed()) == 2_000).await;
     let held = disclosed(&ly, "tn").iter().filter(|held| **held).count();
     assert!((50..1_500).contains(&held), "{held} in full");
     let over: Vec<Member> = ly.committer.over_share().into_keys().collect();
@@ -97,10 +97,10 @@ async fn flooding_member_uses_only_its_share_of_the_disk() {
     ly.publish(100, |_| {}).await;
     until("others are followed in full", || disclosed(&ly, "ma") == [true; 100]).await;
     tn.publish(1, immediate("Actual")).await;
-    until("what is urgent has its own part", || ly.size(&tn.feed()) == 2_001).await;
+    until("urgent entries have their own allowance", || ly.size(&tn.feed()) == 2_001).await;
     assert!(disclosed(&ly, "tn")[2_000]);
     store.set_capacity(room(1 << 30));
-    until("the rest comes by itself once there is room", || disclosed(&ly, "tn") == [true; 2_001]).await;
+    until("the rest is backfilled once there is space", || disclosed(&ly, "tn") == [true; 2_001]).await;
     assert!(ly.committer.over_share().is_empty());
 }
 
@@ -114,5 +114,5 @@ async fn replicated_entries_do_not_block_publishing() {
     until("ly's own are there", || ma.size(&ly.feed()) == 3).await;
     assert_eq!(ly.size(&ma.feed()), 0, "the link waits");
     drop(flood);
-    until("and goes on", || ly.size(&ma.feed()) == 3).await;
+    until("the link continues", || ly.size(&ma.feed()) == 3).await;
 }

@@ -94,7 +94,7 @@ async fn undecodable_entries_raise_one_alarm_beside_the_fork_alarm() {
     assert_eq!((fork.alarm.severity(), entries.alarm.severity()), (Severity::Critical, Severity::Warning));
     let newest = Alarm::Entry { finding: "undecodable-header", feed: ly.feed(), index: 962, by: ly.me.clone() };
     assert_eq!((&entries.alarm, entries.count), (&newest, 960));
-    until("the evidence is kept", || !ma.store.forks().unwrap().is_empty()).await;
+    until("the evidence is still stored", || !ma.store.forks().unwrap().is_empty()).await;
     // The decision clears the fork's alarm, and the other one stays.
     assert!(ma.exchange.resume_feed(&ly.feed()).await.unwrap());
     assert_eq!(ma.exchange.alarms().snapshot().len(), 1);

@@ -65,12 +65,12 @@ async fn cosignatures_of_retired_key_are_not_persisted() {
     let _cable = connect(&ma, &ly, honest(), honest());
     for size in 1..=2 {
         ma.publish(1, |_| {}).await;
-        until("ly vouches for it", || !ma.store.custody_covering(&ma.feed(), size - 1).unwrap().is_empty()).await;
+        until("ly has custody of it", || !ma.store.custody_covering(&ma.feed(), size - 1).unwrap().is_empty()).await;
     }
     assert!(ma.store.cosigned_newest(&ma.feed()).unwrap().iter().all(|note| note.cosigner != ly.me));
     // In the other direction the key is in force.
     ly.publish(1, |_| {}).await;
-    until("ma's cosignature is kept", || {
+    until("ma's cosignature is stored", || {
         ly.store.cosigned_newest(&ly.feed()).unwrap().iter().any(|note| note.cosigner == ma.me)
     })
     .await;

@@ -41,18 +41,19 @@ async fn lost_store_is_detected_and_own_feed_is_recovered_once() {
         })
     };
     let _cables = [connect(&ma, &tn, honest(), counted()), connect(&ma, &ly, honest(), counted())];
-    until("it is in doubt", || matches!(*ma.committer.publish_state().borrow(), PublishState::NeedsRecovery(_))).await;
+    until("it needs recovery", || matches!(*ma.committer.publish_state().borrow(), PublishState::NeedsRecovery(_)))
+        .await;
     until("it has its feed again", || ma.root(&feed) == root).await;
-    assert!(entries.load(Ordering::SeqCst) < 6_000, "a thin line carries it once: {entries:?}");
-    assert!(disclosed(&ma, "ma")[..3_000].iter().all(|held| *held), "its own it may read");
+    assert!(entries.load(Ordering::SeqCst) < 6_000, "it is sent once only: {entries:?}");
+    assert!(disclosed(&ma, "ma")[..3_000].iter().all(|held| *held), "it may read its own entries");
     let rejected = ma.committer.publish(vec![bulletin(&ma.me, &|_| {})]).await;
     assert!(matches!(rejected, Err(CommitFailure::NeedsRecovery(_))));
     let replicas = ma.exchange.own_feed_replicas();
-    until("both have shown", || {
+    until("both have sent their tree heads", || {
         ma.exchange.own_feed_replicas().values().all(|peer| peer.sizes.get(&feed) == Some(&3_001))
     })
     .await;
-    assert!(!replicas.is_empty() && !ma.exchange.peers().snapshot().contains_key(&ma.me), "it is no peer of its own");
+    assert!(!replicas.is_empty() && !ma.exchange.peers().snapshot().contains_key(&ma.me), "it is not its own peer");
     assert!(ma.store.cosigned_newest(&feed).unwrap().iter().all(|note| note.cosigner != ma.me));
 }
 
@@ -98,7 +99,8 @@ async fn recovery_switches_peer_after_a_bad_batch() {
         Some(frame)
     });
     let _liar = connect(&ma, &ly, honest(), tampered);
-    until("in doubt", || matches!(*ma.committer.publish_state().borrow(), PublishState::NeedsRecovery(_))).await;
+    until("it needs recovery", || matches!(*ma.committer.publish_state().borrow(), PublishState::NeedsRecovery(_)))
+        .await;
     let _honest = connect(&ma, &tn, honest(), honest());
     until("it has its feed again", || ma.root(&feed) == root).await;
 }

@@ -49,11 +49,14 @@ async fn unreachable_member_is_followed_at_relay_and_rest_is_backfilled_by_owner
     assert!(ma.store.custody_newest(&ma.feed()).unwrap().iter().all(|note| note.holder == ly.me), "for the owner only");
 
     let direct = connect(&tn, &ma, honest(), honest());
-    until("what only ma could give has come", || tn.store.undisclosed_ranges(&ma.feed(), 9).unwrap().is_empty()).await;
+    until("the entries that only ma could serve are backfilled", || {
+        tn.store.undisclosed_ranges(&ma.feed(), 9).unwrap().is_empty()
+    })
+    .await;
     until("it is followed at ma again", || tn.exchange.upstream_of(&ma.feed()).is_none()).await;
     assert_eq!(disclosed(&tn, "ma"), [true; 2_004]);
     let mut once = by_offset(&tn, "ma");
-    assert_eq!(&once[once.len() - 4..], [2_003, 2_000, 2_001, 2_002], "in the order in which they came");
+    assert_eq!(&once[once.len() - 4..], [2_003, 2_000, 2_001, 2_002], "in the order of their arrival");
     once.sort_unstable();
     assert_eq!(once, (0..2_004).collect::<Vec<_>>());
     until("ma knows who holds what", || {
@@ -63,7 +66,7 @@ async fn unreachable_member_is_followed_at_relay_and_rest_is_backfilled_by_owner
     })
     .await;
     ma.publish(1, red_for(&["tn"])).await;
-    until("and it goes on from there", || disclosed(&tn, "ma").len() == 2_005 && disclosed(&tn, "ma")[2_004]).await;
+    until("it continues from there", || disclosed(&tn, "ma").len() == 2_005 && disclosed(&tn, "ma")[2_004]).await;
     drop((cables, direct));
 }
 
@@ -111,7 +114,7 @@ async fn wrongly_withheld_content_is_backfilled_from_relay_and_raises_alarm() {
     until("both hold the log", || ly.size(&ma.feed()) == 3 && tn.size(&ma.feed()) == 3).await;
     assert_eq!(ly.store.undisclosed_ranges(&ma.feed(), 9).unwrap(), [(0..3, Undisclosed::Withheld)]);
     let _cable = connect(&ly, &tn, honest(), honest());
-    until("tn gave ly what is ly's", || disclosed(&ly, "ma") == [true, true, false]).await;
+    until("tn backfilled the entries for ly", || disclosed(&ly, "ma") == [true, true, false]).await;
     until("and ly's operators know", || ly.exchange.alarms().snapshot().first().is_some_and(|alarm| alarm.count == 2))
         .await;
     let alarms = alarms(&ly);
@@ -127,8 +130,8 @@ async fn content_of_added_topics_is_backfilled() {
     drop(cable);
     let ly = ly.restart_with_topics(&["information.>"]);
     let _cable = connect(&ma, &ly, honest(), honest());
-    until("content of the wider topics has come", || disclosed(&ly, "ma") == [true; 2]).await;
-    until("ma has it in writing", || ma.store.custody_covering(&ma.feed(), 1).unwrap().len() == 1).await;
+    until("content of the wider topics is backfilled", || disclosed(&ly, "ma") == [true; 2]).await;
+    until("ma has the custody note", || ma.store.custody_covering(&ma.feed(), 1).unwrap().len() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -154,12 +157,12 @@ async fn backfill_with_wrong_digest_is_rejected_and_retried() {
         })
     };
     let _cable = connect(&ma, &ly, tampering, honest());
-    until("a lie is told", || lies.load(Ordering::SeqCst) == 1).await;
+    until("a false backfill is sent", || lies.load(Ordering::SeqCst) == 1).await;
     lying.store(false, Ordering::SeqCst);
     ma.publish(1, |_| {}).await;
-    until("the feed itself goes on", || ly.size(&ma.feed()) == 3).await;
-    assert_eq!(lies.load(Ordering::SeqCst), 1, "the pause is over only later");
-    until("asked again, it is taken", || disclosed(&ly, "ma") == [true; 3]).await;
+    until("the feed itself continues", || ly.size(&ma.feed()) == 3).await;
+    assert_eq!(lies.load(Ordering::SeqCst), 1, "the pause has not ended");
+    until("the next attempt is accepted", || disclosed(&ly, "ma") == [true; 3]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -168,22 +171,22 @@ async fn custody_of_backfilled_entries_is_resent_when_lost() {
     let cable = connect(&ma, &ly, honest(), honest());
     ma.publish(5, |_| {}).await;
     ma.publish(1, |draft| draft.header.as_mut().unwrap().topic = "information.daily".into()).await;
-    until("ly has answered for the log", || ma.peer_status(&ly.me).custody_size == 6).await;
+    until("ly has custody of the log", || ma.peer_status(&ly.me).custody_size == 6).await;
     drop(cable);
     let ly = ly.restart_with_topics(&[]);
     let deaf: Tamper = Box::new(|frame| (!matches!(frame.frame, Some(Frame::Custody(_)))).then_some(frame));
     let cable = connect(&ma, &ly, honest(), deaf);
-    until("the rest has come", || disclosed(&ly, "ma") == [true; 6]).await;
+    until("the rest is backfilled", || disclosed(&ly, "ma") == [true; 6]).await;
     assert!(ma.store.custody_covering(&ma.feed(), 0).unwrap().is_empty());
     drop(cable);
     until("both noticed", || !ma.exchange.peers().linked(&ly.me) && !ly.exchange.peers().linked(&ma.me)).await;
     for _ in 0..2 {
         let cable = connect(&ma, &ly, honest(), honest());
-        until("ma has it in writing", || ma.store.custody_covering(&ma.feed(), 0).unwrap().len() == 1).await;
+        until("ma has the custody note", || ma.store.custody_covering(&ma.feed(), 0).unwrap().len() == 1).await;
         drop(cable);
         until("both noticed", || !ma.exchange.peers().linked(&ly.me) && !ly.exchange.peers().linked(&ma.me)).await;
     }
-    assert_eq!(ma.store.custody_late(&ma.feed(), &ly.me, 0, 9).unwrap().len(), 1, "kept once");
+    assert_eq!(ma.store.custody_late(&ma.feed(), &ly.me, 0, 9).unwrap().len(), 1, "stored once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -332,7 +332,7 @@ impl Actor {
             }
         })
         .await
-        .expect("heard in time")
+        .expect("received in time")
     }
 }
 
@@ -346,7 +346,7 @@ pub(super) fn alarms(node: &Node) -> Vec<String> {
 pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while !condition() {
-        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        assert!(std::time::Instant::now() < deadline, "timeout: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

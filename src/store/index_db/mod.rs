@@ -33,7 +33,7 @@ use super::keys::{self, IndexCursor};
 /// quarter of it; from there on sled puts pages into files of their own.
 pub(super) const SEGMENT_BYTES: usize = 2 << 20;
 /// Marker content of a damaged index database.
-const DAMAGED_MARKER: &str = "doubted";
+const DAMAGED_MARKER: &str = "damaged";
 
 /// The index database.
 pub(super) struct IndexDb {
@@ -52,8 +52,12 @@ impl IndexDb {
         let boot = boot_id();
         match fs::read_to_string(&marker_path) {
             Ok(found) if found == boot => {}
-            Ok(_) => {
-                tracing::warn!("the index database was open when the machine stopped: it is rebuilt from the log");
+            Ok(found) => {
+                if found == DAMAGED_MARKER {
+                    tracing::warn!("the index database is marked as damaged: it is rebuilt from the log");
+                } else {
+                    tracing::warn!("the index database was open when the machine stopped: it is rebuilt from the log");
+                }
                 remove(&db_dir)?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -197,5 +201,5 @@ fn boot_id() -> String {
 }
 
 fn unreadable(what: &str) -> ReadError {
-    ReadError::Damaged(format!("the index database: a {what} is not in the form that it was written in"))
+    ReadError::Damaged(format!("the index database: a {what} is malformed"))
 }

@@ -295,7 +295,7 @@ impl IndexDb {
     pub(in crate::store) fn urgent_bucket(&self, feed: FeedNumber, bucket: u64) -> Result<urgent::Bucket, ReadError> {
         let value = self.get(Key::new(keys::URGENT).u32(feed).u64(bucket))?;
         let read =
-            value.map(|value| urgent::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of what is urgent")));
+            value.map(|value| urgent::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of urgent entries")));
         Ok(read.transpose()?.unwrap_or_default())
     }
 
@@ -314,7 +314,7 @@ impl IndexDb {
             let (key, value) = pair?;
             let mut key = Fields::of_key(&key).ok_or_else(|| unreadable("key"))?;
             let number = key.key_u32().and_then(|_| key.key_u64()).ok_or_else(|| unreadable("key"))?;
-            let bucket = urgent::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of what is urgent"))?;
+            let bucket = urgent::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of urgent entries"))?;
             let entries = bucket.entries(number).filter(|(index, held)| *index >= from && *held == kind);
             found.extend(entries.map(|(index, _)| index).take(max - found.len()));
             if found.len() >= max {

@@ -156,7 +156,7 @@ impl Log {
         {
             let (seq, last) = (hint.seq, found.tail.seq);
             return Err(OpenError::Damaged(format!(
-                "commit {seq} was confirmed, and commit {last} is the last that is whole"
+                "commit {seq} was confirmed, and commit {last} is the last intact one"
             )));
         }
         if let Some(position) = found.torn {
@@ -501,7 +501,7 @@ impl LogReader {
                 !corrected.is_empty()
             }
             Err(error) => {
-                tracing::warn!(file = %path.display(), %error, "a damaged record could not be looked at");
+                tracing::warn!(file = %path.display(), %error, "a damaged record could not be read for correction");
                 false
             }
         }

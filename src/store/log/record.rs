@@ -334,7 +334,7 @@ impl Record {
                 head.previous
                     .as_ref()
                     .try_into()
-                    .map_err(|_| "the hash of the head before is not 32 bytes".to_string())?,
+                    .map_err(|_| "the hash of the previous head is not 32 bytes".to_string())?,
             ),
             hash,
             first_offset: head.first_offset,
@@ -500,7 +500,7 @@ fn decode_backfill(
         return Err(format!("{feed}: the columns of {count} backfilled entries differ in length"));
     }
     if offset.checked_add(count as u64).is_none() {
-        return Err(format!("{feed}: {count} filled entries from offset {offset} on go past the last number"));
+        return Err(format!("{feed}: the offsets of {count} backfilled entries from {offset} overflow"));
     }
     let columns =
         backfill.indexes.iter().zip(digests).zip(backfill.envelope_sizes.iter().zip(&backfill.envelope_checksums));
@@ -535,7 +535,7 @@ fn decode_append(append: proto::RecordAppend, offset: &mut u64, start: &mut usiz
     if last.is_none() || offset.checked_add(count as u64).is_none() {
         let first = append.first;
         return Err(format!(
-            "{feed}: {count} entries from {first} on, from offset {offset} on, go past the last number"
+            "{feed}: the indexes of {count} entries from {first}, or their offsets from {offset}, overflow"
         ));
     }
     let mut slots = Vec::with_capacity(count);
@@ -572,7 +572,7 @@ fn decode_append(append: proto::RecordAppend, offset: &mut u64, start: &mut usiz
 }
 
 fn decode_fork(fork: proto::RecordFork) -> Result<ForkRecord, String> {
-    let feed = fork.feed.parse().map_err(|_| format!("`{}` is no feed", fork.feed))?;
+    let feed = fork.feed.parse().map_err(|_| format!("`{}` is not a feed", fork.feed))?;
     Ok(ForkRecord { feed, evidence: fork.evidence, resumed: fork.resumed })
 }
 

@@ -105,7 +105,8 @@ pub(in crate::store) fn inspect(dir: &Path, options: &LogOptions) -> Result<LogI
     // No later record proves the last one; the tail hint may.
     let matches_hint = |tail: &Tail| hint.is_some_and(|hint| (hint.seq, hint.hash) == (tail.seq, tail.hash));
     if let Some(place) = walk.unverified.take().filter(|_| !walk.tail.as_ref().is_some_and(matches_hint)) {
-        walk.found.damages[place].kind = LogDamageKind::Unrecoverable("a head that no later record proves".into());
+        walk.found.damages[place].kind =
+            LogDamageKind::Unrecoverable("a head whose hash no later record contains".into());
     }
     Ok(walk.found)
 }
@@ -124,7 +125,7 @@ pub(in crate::store) fn write_repair(dir: &Path, damage: &LogDamage, envelope: O
         {
             file.write_all_at(supplied, damage.bytes.start)?;
         }
-        _ => return Err(OpenError::Damaged("what was brought is not what stood there".into())),
+        _ => return Err(OpenError::Damaged("the restored content differs from the original".into())),
     }
     Ok(file.sync_all()?)
 }

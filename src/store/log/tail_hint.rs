@@ -41,7 +41,7 @@ impl TailHintFile {
     pub(in crate::store) fn open(dir: &Path, salt: Salt) -> Self {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(dir.join(NAME));
         if let Err(error) = &file {
-            tracing::warn!(%error, "the tail hint of the commit log is not written");
+            tracing::warn!(%error, "the tail hint of the commit log cannot be written");
         }
         Self { file: file.ok(), salt }
     }
@@ -56,7 +56,7 @@ impl TailHintFile {
         bytes.extend(hint.hash.0);
         bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
         if let Err(error) = file.write_all_at(&bytes, 0) {
-            tracing::debug!(%error, "the tail hint of the commit log is not written");
+            tracing::debug!(%error, "the tail hint of the commit log cannot be written");
         }
     }
 }

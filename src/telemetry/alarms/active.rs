@@ -171,7 +171,7 @@ mod tests {
                 "{snapshot_alarms:?}"
             );
         }
-        assert_eq!(captured.take().len(), 3, "one record for each");
+        assert_eq!(captured.take().len(), 3, "one record for each alarm");
     }
 
     #[test]
@@ -215,7 +215,7 @@ mod tests {
             snapshot_alarms.iter().any(|active| active.alarm == disk("2 MiB") && active.count == 1),
             "{snapshot_alarms:?}"
         );
-        assert_eq!(snapshot_alarms.len(), 2, "the clock is right again, and the fork stays: {snapshot_alarms:?}");
+        assert_eq!(snapshot_alarms.len(), 2, "the clock alarm is cleared, the fork alarm remains: {snapshot_alarms:?}");
         alarms.sync_watched(Vec::new());
         alarms.clear(|alarm| matches!(alarm, Alarm::Fork { .. }));
         assert!(alarms.snapshot().is_empty());

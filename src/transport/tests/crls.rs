@@ -10,7 +10,7 @@ fn crl_is_accepted_if_signed_by_its_authority_and_newer() {
     let node = world.ly.issue("node", &[]).unwrap();
     let serials = [node.serial.clone()];
     assert!(world.offer(&world.ma.revoke(&serials, 9).unwrap()));
-    assert!(world.at_ma(&node).is_ok(), "Morocco's list says nothing of Libya's certificates");
+    assert!(world.at_ma(&node).is_ok(), "Morocco's CRL does not cover Libya's certificates");
     let stranger = Authority::new("ly.rabat.example").unwrap();
     let strange = world.crls.offer(&stranger.revoke(&serials, 9).unwrap(), &world.trust);
     assert_eq!(strange, Err(CrlError::UnknownIssuer));
@@ -43,7 +43,7 @@ fn each_authority_of_a_member_has_its_own_crl() {
     let (old_node, new_node) = (world.ly.issue("node", &[]).unwrap(), next.issue("node", &[]).unwrap());
     assert!(world.offer(&world.ly.revoke(&[old_node.serial.clone(), new_node.serial.clone()], 5).unwrap()));
     assert_eq!(world.at_ma(&old_node), Err("revoked"));
-    assert_eq!(world.at_ma(&new_node), Ok("ly".into()), "what one authority revokes is its own");
+    assert_eq!(world.at_ma(&new_node), Ok("ly".into()), "an authority revokes its own certificates only");
     assert!(world.offer(&next.revoke(&[], 1).unwrap()), "its numbers are its own, too");
     assert_eq!(world.at_ma(&new_node), Ok("ly".into()));
     assert_eq!(world.crls.held(&world.trust).len(), 2);

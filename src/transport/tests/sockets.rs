@@ -128,7 +128,7 @@ impl Served {
 
     /// Returns the records of rejected or ended connections, once there are `count`.
     pub(super) async fn recorded(&self, count: usize) -> Vec<RejectionRecord> {
-        until("refusals are told", || self.rejection_records.lock().len() >= count).await;
+        until("rejections are reported", || self.rejection_records.lock().len() >= count).await;
         std::mem::take(&mut *self.rejection_records.lock())
     }
 
@@ -160,7 +160,7 @@ pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    assert!(tokio::time::timeout(DEADLINE, waiting).await.is_ok(), "it did not come true in time that {what}");
+    assert!(tokio::time::timeout(DEADLINE, waiting).await.is_ok(), "timeout: {what}");
 }
 
 /// Accepts every server certificate: these tests check what the server verifies.
@@ -447,7 +447,7 @@ async fn renewed_certificate_is_presented_without_a_restart() {
     assert!(!served.credentials.is_current(&read));
     served.credentials.put(read);
     assert_eq!(presented(&connect_as(served.address, &node).await.unwrap()), der(&renewed));
-    assert!(!ends(&mut before, Duration::from_millis(100)).await, "who is connected stays so");
+    assert!(!ends(&mut before, Duration::from_millis(100)).await, "connected peers stay connected");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -555,7 +555,7 @@ async fn silent_peer_is_disconnected_by_keep_alive() {
     // It has a TCP connection and never answers a PING.
     let _silent = connect_as(served.address, &world.ly.issue("node", &[]).unwrap()).await.unwrap();
     assert_eq!(served.connections.len(), 1);
-    until("its connection is given up", || served.connections.is_empty()).await;
+    until("its connection is closed", || served.connections.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -434,7 +434,7 @@ impl Live<'_> {
             }
             "fallocate" => {
                 if let Some(file) = self.descriptors.get(&call.number(0)) {
-                    assert_eq!(call.number(1), 0, "a way of fallocate that is not understood");
+                    assert_eq!(call.number(1), 0, "an unsupported mode of fallocate");
                     let len = usize::try_from(call.number(2) + call.number(3)).unwrap();
                     effects.push(Effect::Reserve { file: *file, len });
                 }

@@ -221,8 +221,8 @@ impl Recorded {
                 let cut_ns = self.instant(&[member], random);
                 self.cut(&[member], cut_ns, &believed, random).err()
             });
-            println!("without {what}: {}", noticed.as_deref().unwrap_or("nothing was noticed"));
-            assert!(noticed.is_some(), "{what} was left out and nobody noticed");
+            println!("without {what}: {}", noticed.as_deref().unwrap_or("nothing was detected"));
+            assert!(noticed.is_some(), "{what} was left out and not detected");
         }
     }
 

@@ -104,7 +104,7 @@ impl NodeState {
                     if let Content::Disclosed { envelope, .. } = &entry.content
                         && envelope::digest(envelope) != entry.digest
                     {
-                        return Err(format!("{feed} {}: not what its digest says", entry.index));
+                        return Err(format!("{feed} {}: the content does not match its digest", entry.index));
                     }
                     held.tree.append(&entry.digest);
                     held.in_full.push(matches!(entry.content, Content::Disclosed { .. }));
@@ -121,7 +121,7 @@ impl NodeState {
                 }
             };
             if held.tree.root() != state.compact_range.root() || !proven {
-                return Err(format!("{feed}: {size} entries that its checkpoint does not vouch for"));
+                return Err(format!("{feed}: the checkpoint does not match the {size} entries"));
             }
             for cosigned in store.cosigned_newest(&feed).map_err(|error| error.to_string())? {
                 let signed = SignedCheckpoint::verify(&cosigned.note, &roster.feed_keys(&feed))
@@ -148,9 +148,9 @@ impl NodeState {
         match (&self.high_water_mark, own) {
             (Some((0, _)), _) | (None, None) => {}
             (None, Some(own)) if own.size() == 0 => {}
-            (None, Some(own)) => return Err(format!("{} entries of its own and no mark", own.size())),
+            (None, Some(own)) => return Err(format!("{} entries of its own and no high-water mark", own.size())),
             (Some((size, root)), own) if own.is_none_or(|own| !own.agrees(*size, root)) => {
-                return Err(format!("its mark says {size}, it holds {}", own.map_or(0, Held::size)));
+                return Err(format!("its high-water mark has {size}, it holds {}", own.map_or(0, Held::size)));
             }
             _ => {}
         }
@@ -176,7 +176,7 @@ impl NodeState {
             };
             if let Some(index) = attestation.range.clone().find(|index| attestation.holds(*index) && !in_full(*index)) {
                 let (size, ahead) = (held.map_or(0, Held::size), self.ahead.get(&attestation.feed));
-                let note = format!("{me} took {} {index} of {:?} into custody", attestation.feed, attestation.range);
+                let note = format!("{me} attested custody of {} {index} of {:?}", attestation.feed, attestation.range);
                 return Err(format!("{note} and does not hold it; it holds {size}, and {ahead:?} ahead"));
             }
         }
@@ -233,6 +233,6 @@ fn high_water_mark(path: &Path) -> Result<Option<(u64, Hash)>, String> {
     let root = lines.next().and_then(|root| hex::decode(root).ok()?.try_into().ok());
     match (size, root) {
         (Some(size), Some(root)) => Ok(Some((size, Hash(root)))),
-        _ => Err(format!("its mark is torn: {text:?}")),
+        _ => Err(format!("its high-water mark is torn: {text:?}")),
     }
 }

@@ -175,7 +175,7 @@ mod tests {
                 assert!(!label.is_empty(), "{} lacks a label", kind.name);
             }
             assert!(kind.labels.ar.chars().any(|c| ('\u{600}'..'\u{700}').contains(&c)), "{}: Arabic", kind.name);
-            assert!(!kind.msg_types.is_empty(), "{} can be no message", kind.name);
+            assert!(!kind.msg_types.is_empty(), "{} cannot be the content of a message", kind.name);
             let draft = kind.sample().unwrap_or_else(|error| panic!("sample of {}: {error}", kind.name));
             let body = draft.body.clone().unwrap();
             assert!((kind.holds)(body.content.as_ref().unwrap()), "the sample of {} holds another kind", kind.name);
@@ -188,7 +188,7 @@ mod tests {
             assert_eq!(valid.header.kind, kind.name);
             let group = valid.header.topic.working_group().to_owned();
             assert!(kind.working_group.is_none_or(|expected| expected == group));
-            assert!(!search_keys(&body).is_empty(), "{} cannot be found by anything", kind.name);
+            assert!(!search_keys(&body).is_empty(), "{} has no search keys", kind.name);
 
             // Empty content must be rejected under the kind's own path; otherwise its validation
             // checks nothing.
@@ -198,7 +198,7 @@ mod tests {
             body.content = emptied_content(body.content.as_ref().unwrap());
             assert!(
                 (kind.holds)(body.content.as_ref().unwrap()),
-                "{}: its message has no number of its own",
+                "{}: its message has no field number of its own",
                 kind.name
             );
             let rejection = prepare(&emptied, &defaults(), [1; 16]).expect_err(kind.name);
@@ -262,6 +262,6 @@ mod tests {
             names.insert(path.file_stem().unwrap().to_string_lossy().into_owned());
         }
         assert!(names.contains("stolen-passport.fr"));
-        assert!(REGISTRY.iter().all(|kind| names.contains(kind.name)), "one example a kind: {names:?}");
+        assert!(REGISTRY.iter().all(|kind| names.contains(kind.name)), "one example per kind: {names:?}");
     }
 }

@@ -50,7 +50,7 @@ fn previous_governors_sign_only_a_valid_successor() {
         signers.iter().map(|signer| (signer.own, signer.before)).collect::<Vec<_>>(),
         [(false, true), (true, false)]
     );
-    assert_eq!(draft.signers(None)[0].valid, None, "nobody knows the key");
+    assert_eq!(draft.signers(None)[0].valid, None, "an unknown key");
 
     text.members[0].keys.remove(0);
     let mut unsettling = Draft::read(written(&text).as_bytes()).unwrap();

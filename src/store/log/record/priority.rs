@@ -65,7 +65,7 @@ pub(super) fn decode(
         priority.digest.as_ref().try_into().map_err(|_| format!("{feed} {index}: the digest is not 32 bytes"))?;
     let (proof, rest) = priority.inclusion_proof.as_chunks::<32>();
     if !rest.is_empty() || len == 0 || len > ENVELOPE_BYTES_MAX || index >= TREE_SIZE_MAX || *offset == u64::MAX {
-        return Err(format!("{feed} {index}: an envelope of {len} bytes, or a proof that is none"));
+        return Err(format!("{feed} {index}: an envelope of {len} bytes, or an invalid proof"));
     }
     let checksum = priority.envelope_checksum;
     let slot = Slot { digest: Digest(digest), undisclosed: None, offset: *offset, start: *start, len, checksum };
@@ -84,6 +84,6 @@ pub(super) fn encode_displaced((feed, index): &(FeedId, u64)) -> proto::RecordDi
 
 /// Decodes the index of a displaced entry.
 pub(super) fn decode_displaced(displaced: &proto::RecordDisplaced) -> Result<(FeedId, u64), String> {
-    let feed = displaced.feed.parse().map_err(|_| format!("`{}` is no feed", displaced.feed))?;
+    let feed = displaced.feed.parse().map_err(|_| format!("`{}` is not a feed", displaced.feed))?;
     Ok((feed, displaced.index))
 }

@@ -25,7 +25,7 @@ pub const KIND: KindInfo = KindInfo {
     msg_types: &[MsgType::Alert],
     informs: true,
     node_only: true,
-    labels: Labels { ar: "سجلّ بتاريخين", fr: "Journal à deux histoires", en: "Feed with two histories" },
+    labels: Labels { ar: "سجلّ بتاريخين", fr: "Journal à deux histoires", en: "Forked feed" },
     holds: |content| matches!(content, Content::FeedForked(_)),
     validate,
     search_keys,
@@ -44,7 +44,7 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
         Ok(claims) => claims,
         Err(error) => {
             let found = format_args!("{} bytes: {error}", forked.evidence.len());
-            return report.add("body.feed_forked.evidence", found, "a file that proves two histories");
+            return report.add("body.feed_forked.evidence", found, "a file that proves a fork");
         }
     };
     let expected = content(&claims, Bytes::new());
@@ -60,7 +60,7 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
         ("other_digest", expected.other_digest == forked.other_digest),
     ];
     for (field, _) in fits.into_iter().filter(|(_, fits)| !fits) {
-        report.add(format_args!("body.feed_forked.{field}"), "another one", "what the evidence says");
+        report.add(format_args!("body.feed_forked.{field}"), "another one", "the value in the evidence");
     }
 }
 

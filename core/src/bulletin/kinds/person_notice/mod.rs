@@ -28,7 +28,7 @@ pub const KIND: KindInfo = KindInfo {
 fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     let Some(Content::PersonNotice(notice)) = &body.content else { return };
     if !context.header.handling.as_ref().is_some_and(|handling| handling.personal_data) {
-        report.add("header.handling.personal_data", "false", "true: a person notice speaks of a person");
+        report.add("header.handling.personal_data", "false", "true: a person notice names a person");
     }
     let colour = report.parse("body.person_notice.colour", &notice.colour);
     let wanted = colour == Some(NoticeColour::Red);

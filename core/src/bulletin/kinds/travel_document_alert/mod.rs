@@ -103,18 +103,18 @@ fn mrz(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut R
         ("issuing_state", &alert.issuing_state, &mrz.issuing_state),
     ] {
         if given != printed {
-            let expected = format_args!("`{printed}`, as the machine readable zone says");
+            let expected = format_args!("`{printed}`, as in the machine readable zone");
             report.add(format_args!("body.travel_document_alert.{field}"), given, expected);
         }
     }
     if !mrz.document_code.starts_with(&alert.document_type) {
-        let expected = format_args!("`{}`, as the machine readable zone says", mrz.document_code);
+        let expected = format_args!("`{}`, as in the machine readable zone", mrz.document_code);
         report.add("body.travel_document_alert.document_type", &alert.document_type, expected);
     }
     if let Ok(expiry) = alert.date_of_expiry.parse::<Date>()
         && !mrz.date_of_expiry.may_be(expiry)
     {
-        let expected = format_args!("YYMMDD {}, as the machine readable zone says", mrz.date_of_expiry.as_str());
+        let expected = format_args!("YYMMDD {}, as in the machine readable zone", mrz.date_of_expiry.as_str());
         report.add("body.travel_document_alert.date_of_expiry", expiry, expected);
     }
 }
@@ -245,7 +245,7 @@ mod tests {
         let found: Vec<String> = misfits(alert).into_iter().map(|misfit| misfit.expected).collect();
         assert!(found.iter().any(|misfit| misfit.contains("date of birth in place 20")), "{found:?}");
         alert.fraud_type = "lost".to_owned();
-        assert!(misfits(alert).is_empty(), "of others the node has seen to it");
+        assert!(misfits(alert).is_empty(), "the node has validated those of others");
     }
 
     #[test]
