@@ -177,7 +177,7 @@ impl Budget {
         let others_wait = state.full[usize::from(class == Class::Reserved)];
         if others_wait || !state.waiting.is_empty() && state.waiting.has(&(owner.clone(), class)) {
             state.denied += 1;
-            return Err(self.shared.over(owner, state.used_by(owner), self.shared.bounds.per_owner, amount));
+            return Err(self.shared.over_budget(owner, state.used_by(owner), self.shared.bounds.per_owner, amount));
         }
         self.shared.add(&mut state, owner, class, amount)?;
         drop(state);
@@ -311,7 +311,7 @@ impl Shared {
         self.bounds.reserved.div_ceil(self.spec.reserve_shares)
     }
 
-    fn over(&self, whose: impl fmt::Display, used: u64, bound: u64, requested: u64) -> OverBudget {
+    fn over_budget(&self, whose: impl fmt::Display, used: u64, bound: u64, requested: u64) -> OverBudget {
         OverBudget { budget: self.spec.name, unit: self.spec.unit, owner: whose.to_string(), used, bound, requested }
     }
 
@@ -320,10 +320,10 @@ impl Shared {
             return Ok(());
         }
         let own = state.used_by(owner);
-        let over = if own.saturating_add(amount) > self.own_bound_now(state, class, amount) {
-            self.over(owner, own, self.own_bound_now(state, class, amount), amount)
+        let error = if own.saturating_add(amount) > self.own_bound_now(state, class, amount) {
+            self.over_budget(owner, own, self.own_bound_now(state, class, amount), amount)
         } else if state.used.saturating_add(amount) > self.usable(class) {
-            self.over("all together", state.used, self.usable(class), amount)
+            self.over_budget("all together", state.used, self.usable(class), amount)
         } else {
             state.used += amount;
             state.high_water = state.high_water.max(state.used);
@@ -334,7 +334,7 @@ impl Shared {
             return Ok(());
         };
         state.denied += 1;
-        Err(over)
+        Err(error)
     }
 
     /// Grants waiting charges that fit. After one that does not fit the total, no other charge of
