@@ -334,7 +334,7 @@ impl Node {
                 }
                 Work::Batch(batch, from, request) => self.apply_batch(*batch, from, request, mutation, &mut done),
                 Work::Backfill(backfills, from, request) => {
-                    self.apply_backfill(*backfills, from, request, mutation, &mut done)
+                    self.apply_backfill(*backfills, from, request, mutation, &mut done);
                 }
                 Work::PriorityEntry(priority) => self.apply_priority(*priority, mutation, &mut done),
                 Work::Roster(note) => match self.disk.chain.extend(&note) {

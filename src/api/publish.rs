@@ -284,7 +284,7 @@ impl Api {
         for (pending, proven) in pending.into_iter().zip(proven) {
             match (proven, pending.requirement) {
                 (Ok(proven), Some(requirement)) => {
-                    waiting.push((pending.request, pending.received, proven, requirement))
+                    waiting.push((pending.request, pending.received, proven, requirement));
                 }
                 (Ok(proven), None) => results.push(result_of(pending.request, Ok(stored_here(proven.receipt)))),
                 (Err(status), _) => results.push(failure(pending.request, &status)),

@@ -27,7 +27,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::messages::{Lang, Messages};
 use super::output::{Captured, Output};
-use super::{Cli, Context, Exit, Failure, talk};
+use super::{Cli, Context, Exit, Failure, run_client};
 use crate::rpc::focal_point_server::{FocalPoint, FocalPointServer};
 
 const NODE: &str = "spiffe://ne.rabat.example/node";
@@ -245,7 +245,7 @@ async fn barid(folder: &Path, lang: Lang, args: &[&str]) -> (Result<Exit, Failur
     let cli = Cli::try_parse_from(std::iter::once("barid").chain(args.iter().copied())).unwrap();
     let (output, captured): (Output, Captured) = Output::captured(cli.json);
     let context = Context::new(Messages::new(lang), output, Some(folder.join("client.toml")));
-    let result = talk(&context, cli.command).await;
+    let result = run_client(&context, cli.command).await;
     if let Err(failure) = &result {
         failure.show(&context.messages, &context.output);
     }
@@ -287,7 +287,7 @@ async fn publish_retries_are_idempotent() {
     let draft = draft(folder.path(), |_| {});
     let (result, text) = barid(folder.path(), Lang::Fr, &["publish", &draft]).await;
     assert_eq!(result.unwrap(), Exit::Ok, "{text}");
-    assert!(text.contains("Publié : dans le registre ne.rabat.example/feed/1, à la place 5."), "{text}");
+    assert!(text.contains("Publié dans le journal ne.rabat.example/feed/1, à l'index 5."), "{text}");
     assert!(text.contains("✓ tn"), "{text}");
     let requests = node.requests.lock().clone();
     assert_eq!(requests.len(), 2);

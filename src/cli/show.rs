@@ -176,7 +176,7 @@ mod tests {
         let context = Context::new(Messages::new(Lang::Fr), Output::plain(), None);
         let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
         let text = state_lines(&context, &render, &response).join("\n");
-        for part in ["annulé", "d'autres réponses", "ne/0197", "tn", "2026-11-23 00:00:00 UTC"] {
+        for part in ["annulé", "d'autres accusés de réception", "ne/0197", "tn", "2026-11-23 00:00:00 UTC"] {
             assert!(text.contains(part), "{text}");
         }
     }

@@ -158,8 +158,8 @@ mod tests {
             |about| surfaces(Lang::En, &delivery("cancellation", Some(state("active", "", false)), vec![about]));
         for (about, expected) in [
             (referenced(true, true), format!("Cancels ne/{BY}: Passport\u{fffd}[2J stolen")),
-            (referenced(true, false), format!("Changes nothing about ne/{BY}: Passport")),
-            (referenced(false, false), format!("Refers to ne/{BY}, which is not held here")),
+            (referenced(true, false), format!("Has no effect on ne/{BY}: Passport")),
+            (referenced(false, false), format!("Refers to ne/{BY}, which is not stored here")),
         ] {
             for text in english(about) {
                 assert!(text.contains(&expected), "{expected}: {text}");

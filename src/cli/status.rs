@@ -281,7 +281,7 @@ mod tests {
         let french = Messages::new(Lang::Fr);
         assert_eq!(
             publishing(&french, "needs-recovery: the mark is missing"),
-            "NON : récupération nécessaire : the mark is missing"
+            "NON : rétablissement nécessaire : the mark is missing"
         );
         assert!(publishing(&french, "stopped: the store has failed").contains("stockage"));
         assert_eq!(publishing(&french, "yes"), french.text("publishing-yes"));

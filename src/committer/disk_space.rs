@@ -176,7 +176,7 @@ impl Writer {
             Work::Publish(..) => Tier::needed(WriteKind::Publish(priority_of(work)), true),
             Work::Append(batch, ..) => Tier::needed(WriteKind::Append, owns(me, &batch.feed)),
             Work::Backfill(backfill_work, ..) => {
-                Tier::needed(WriteKind::Content, owns(me, &backfill_work.backfill.feed))
+                Tier::needed(WriteKind::Content, owns(me, &backfill_work.backfills.feed))
             }
             Work::Priority(priority, ..) => Tier::needed(WriteKind::Content, owns(me, &priority.feed)),
             // Notes and other records may use a part of the reserve.

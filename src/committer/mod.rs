@@ -426,7 +426,7 @@ impl Committer {
     /// # Errors
     /// See [`CommitFailure`].
     pub async fn backfill(&self, backfill_work: BackfillWork) -> Result<Backfilled, CommitFailure> {
-        let count = u32::try_from(backfill_work.backfill.entries.len().max(1)).unwrap_or(u32::MAX);
+        let count = u32::try_from(backfill_work.backfills.entries.len().max(1)).unwrap_or(u32::MAX);
         let permit = self.permits(&self.shared.links, count).await?;
         let (reply, response) = oneshot::channel();
         self.work.send(Work::Backfill(Box::new(backfill_work), reply, permit)).map_err(|_| self.stopped())?;

@@ -142,7 +142,7 @@ impl Writer {
     pub(super) fn add_backfill(
         &self,
         commit_batch: &mut CommitBatch,
-        BackfillWork { backfill, mut not_held }: BackfillWork,
+        BackfillWork { backfills: backfill, mut not_held }: BackfillWork,
         reply: oneshot::Sender<Result<Backfilled, CommitFailure>>,
         permit: Permit,
     ) {

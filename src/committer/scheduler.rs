@@ -4,7 +4,7 @@
 //! Passing a lone bulletin to another thread and back costs two wake-ups, together about half as
 //! long as a sync. So lone work is committed inline. Work is left to the committer thread if more
 //! work is queued, if it is large, or if the disk or the network thread was slow
-//! (`docs/adr/commits-where-they-come.md`).
+//! (`docs/adr/inline-commits.md`).
 //!
 //! In scope: exclusive access to the writer, and on which thread. Out of scope: what is committed
 //! (`writer`), and in which order (`queue`).

@@ -65,7 +65,7 @@ pub struct Backfilled {
 #[derive(Clone, Debug)]
 pub struct BackfillWork {
     /// Verified content.
-    pub backfill: VerifiedBackfills,
+    pub backfills: VerifiedBackfills,
     /// Ranges held as digests before the backfill; complete at least between its first and its last
     /// entry.
     pub not_held: Vec<(Range<u64>, Undisclosed)>,
@@ -125,7 +125,7 @@ impl Work {
             Self::Publish(group, ..) => (group.len(), group.iter().map(|bulletin| bulletin.envelope.len()).sum()),
             Self::Append(batch, ..) => (batch.entries.len(), batch.envelope_bytes()),
             Self::Backfill(backfill_work, ..) => {
-                (backfill_work.backfill.entries.len(), backfill_work.backfill.envelope_bytes())
+                (backfill_work.backfills.entries.len(), backfill_work.backfills.envelope_bytes())
             }
             Self::Priority(priority, ..) => (1, priority.envelope().map_or(0, Bytes::len)),
             Self::Records(..) | Self::Stop(_) => (0, 0),

@@ -310,7 +310,7 @@ impl Writer {
             Work::Publish(bulletins, reply, permit) => self.add_publish(commit_batch, bulletins, reply, permit),
             Work::Append(batch, reply, permit) => self.add_append(commit_batch, *batch, reply, permit),
             Work::Backfill(backfill_work, reply, permit) => {
-                self.add_backfill(commit_batch, *backfill_work, reply, permit)
+                self.add_backfill(commit_batch, *backfill_work, reply, permit);
             }
             Work::Priority(priority, reply, permit) => self.add_priority(commit_batch, *priority, reply, permit),
             Work::Records(records, reply, permit) => {

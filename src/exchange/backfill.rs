@@ -62,7 +62,7 @@ pub(crate) async fn request_missing(
                 let reply = tokio::time::timeout(BACKFILL_TIMEOUT, reply_to(&request.feed, &mut replies));
                 match reply.await {
                     Ok(Some(BackfillReply::BackfillResponse(backfills))) => {
-                        receive(&shared, &peer, request, backfills).await
+                        receive(&shared, &peer, request, backfills).await;
                     }
                     Ok(None) => return,
                     Ok(Some(BackfillReply::Rejected(_))) | Err(_) => {
@@ -96,7 +96,7 @@ async fn plan(shared: &Arc<ExchangeState>, peer: &Member) -> Option<Step> {
             roster,
             all_topics,
             // Content that could not be committed is not requested.
-            may_request: &|owner| shared.options.committer.may_request(owner, &peer),
+            may_request: &|owner| shared.options.committer.may_backfill(owner, &peer),
         };
         shared.backfill_schedule.next(shared.store().as_ref(), &context, Instant::now())
     });

@@ -100,7 +100,7 @@ impl Dialer {
             match self.attempt().await {
                 Ok(()) => attempt = 0,
                 Err(error) if error.is_duplicate() && self.linked_within(DUPLICATE_LINK_WAIT).await => {
-                    (attempt, duplicates) = (0, 0)
+                    (attempt, duplicates) = (0, 0);
                 }
                 // The backoff continues however long the link lasted: dialling again at once would
                 // only replace the other link.

@@ -240,7 +240,7 @@ impl Verifier {
         match result {
             Ok(()) => {}
             Err(fault @ NoteFault::NotHeldLocally(_)) => {
-                tracing::debug!(peer = %self.peer, %fault, "a note is passed over")
+                tracing::debug!(peer = %self.peer, %fault, "a note is passed over");
             }
             Err(fault) => {
                 let reason = if matches!(fault, NoteFault::OverBudget(_)) { "rate-limited" } else { "bad-note" };

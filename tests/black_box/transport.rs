@@ -312,7 +312,7 @@ fn reload_is_atomic_and_audited() {
     // The CRL is valid for 120 days and expires in 20: an alarm is raised.
     let status = world.json("ma", "operator", &["status"]).remove(0);
     let alarms = status["alarms"].to_string();
-    assert!(alarms.contains("the revocation list of ma.rabat.example is due on "), "{alarms}");
+    assert!(alarms.contains("the revocation list (CRL) of ma.rabat.example expires on "), "{alarms}");
 }
 
 #[test]

@@ -146,7 +146,7 @@ impl ResolvedForks {
         self.trees.extend(evidence.checkpoints().map(|tree| (tree.size, tree.root)));
         match evidence {
             EquivocationClaims::Trees(CheckpointClaims { smaller, other_root, .. }) => {
-                _ = self.trees.insert((smaller.size, *other_root))
+                _ = self.trees.insert((smaller.size, *other_root));
             }
             EquivocationClaims::Entries(EntryClaims { index, one, other }) => {
                 self.entries.extend([(*index, one.digest), (*index, other.digest)]);

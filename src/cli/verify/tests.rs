@@ -31,7 +31,7 @@ fn judged() -> Judged {
 
 fn report_text(lang: Lang, judged: &Judged) -> String {
     let context = Context::new(Messages::new(lang), Output::plain(), None);
-    let render = Render::new(&context, Directory::with_roster(nobody(), judged.trusted.clone()));
+    let render = Render::new(&context, Directory::with_roster(unknown_member(), judged.trusted.clone()));
     let text = report::lines(&context, &render, judged).join("\n");
     assert_eq!(text.matches(FSI).count(), text.matches(PDI).count(), "{text:?}");
     // A missing message would be shown as its id, and a value in a wrong place as U+FFFD.
@@ -44,9 +44,9 @@ fn report_text(lang: Lang, judged: &Judged) -> String {
 #[test]
 fn verify_report_names_issuer_and_witnesses() {
     for (lang, phrases) in [
-        (Lang::En, ["WITNESSED", "Who said it", "cannot deny it", "What this does not prove"]),
-        (Lang::Fr, ["ATTESTÉ", "Qui l'a dit", "ne peut pas le nier", "Ce que cela ne prouve pas"]),
-        (Lang::Ar, ["مشهود", "من قالها", "فلا يستطيع العضو إنكارها", "ما لا يثبته هذا الملف"]),
+        (Lang::En, ["WITNESSED", "Who published it", "cannot deny it", "What this does not prove"]),
+        (Lang::Fr, ["ATTESTÉ", "Qui l'a publié", "ne peut pas le nier", "Ce que cela ne prouve pas"]),
+        (Lang::Ar, ["مشهود", "من نشرها", "فلا يستطيع العضو إنكارها", "ما لا يثبته هذا الملف"]),
     ] {
         let (exit, text) = verified(lang, false, &golden("evidence.barid"), &golden("roster-1.note"));
         assert_eq!(exit, Exit::Ok, "{text}");
@@ -87,7 +87,7 @@ fn damaged_evidence_is_invalid_with_reason() {
         let (exit, text) = verified(Lang::Fr, false, &copy, &golden("roster-1.note"));
         assert_eq!(exit, Exit::Invalid);
         assert!(
-            text.contains("NON VALABLE") && text.contains("abîmé") && text.contains("Demandez le fichier"),
+            text.contains("NON VALABLE") && text.contains("endommagé") && text.contains("Demandez le fichier"),
             "{text}"
         );
         let (exit, text) = verified(Lang::Fr, true, &copy, &golden("roster-1.note"));

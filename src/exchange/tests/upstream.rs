@@ -115,7 +115,7 @@ async fn wrongly_withheld_content_is_backfilled_from_relay_and_raises_alarm() {
     until("and ly's operators know", || ly.exchange.alarms().snapshot().first().is_some_and(|alarm| alarm.count == 2))
         .await;
     let alarms = alarms(&ly);
-    assert!(alarms.len() == 1 && alarms[0].contains("wrongly-withheld"), "{alarms:?}");
+    assert!(alarms.len() == 1 && alarms[0].contains("wrongly withheld"), "{alarms:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
