@@ -194,7 +194,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         let path = config.text.certificate.display();
         return Err(AppError::Transport(format!("every peer would reject {path}: {rejection}")));
     }
-    let connections = Connections::reporting(audit_refusal("connection-closed", &audit_limiter));
+    let connections = Connections::reporting(audit_rejection("connection-closed", &audit_limiter));
 
     let (shutdown, stopping) = watch::channel(false);
     let memory_bytes = config.text.memory_mib << 20;
@@ -220,7 +220,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         credentials: credentials.clone(),
         connections: connections.clone(),
         compress: config.text.compress,
-        on_rejected: audit_refusal("connection-rejected", &audit_limiter),
+        on_rejected: audit_rejection("connection-rejected", &audit_limiter),
     };
     let dial = Dialer { connector, rosters: rosters.clone(), endpoints: config.endpoints.clone() };
     let node = Arc::new(Node {
@@ -266,7 +266,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
             Some(_) => AccessLevel::Granted,
             None => AccessLevel::Ungranted,
         }),
-        on_rejected: audit_refusal("connection-rejected", &audit_limiter),
+        on_rejected: audit_rejection("connection-rejected", &audit_limiter),
     };
     let mut serving = JoinSet::new();
     let mut api_address = None;
@@ -301,7 +301,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     let dialers = exchange::spawn_dialers(&exchange, Arc::new(dial));
     // Dropping the set ends the tasks.
     let mut tasks = JoinSet::new();
-    let ended = audit_refusal("connection-closed", &audit_limiter);
+    let ended = audit_rejection("connection-closed", &audit_limiter);
     let peers = exchange.clone();
     let (limiter, call_limiter, links) = (Arc::clone(&audit_limiter), Arc::clone(&api.call_limiter), exchange.clone());
     tasks.spawn(async move {
@@ -313,7 +313,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         futures::join!(summaries.0, summaries.1, summaries.2, telemetry::summarize_periodically());
     });
     tasks.spawn(crls.clone().run());
-    tasks.spawn(connections.watch(trust.clone(), crls.held.clone(), move |refusal| ended(refusal)));
+    tasks.spawn(connections.watch(trust.clone(), crls.held.clone(), move |rejection| ended(rejection)));
     tasks.spawn(follow_rosters(rosters.clone(), trust));
     if purpose != Purpose::Recover {
         tasks.spawn(close_announcer::announce_closed_epochs(committer.clone(), exchange.clone(), rosters.clone()));
@@ -356,8 +356,8 @@ async fn serve<T, F: Future<Output = T> + Send>(
     tracing::info!(streams, waiting, "stopping: committing accepted work first");
     shutdown.send_replace(true);
     drop(dialers);
-    let drained = tokio::time::timeout(DRAIN_MAX, async { while serving.join_next().await.is_some() {} }).await;
-    if drained.is_err() {
+    let completed = tokio::time::timeout(SHUTDOWN_MAX, async { while serving.join_next().await.is_some() {} }).await;
+    if completed.is_err() {
         let streams = api.call_limiter.open_streams();
         tracing::warn!(streams, "some calls did not end in time and were aborted");
         serving.abort_all();
@@ -370,7 +370,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         .for_each(AuditLimiter::summarize_all);
     telemetry::summarize_all();
     let commits = store.seq().saturating_sub(first_seq);
-    let stopped = Stopped { streams, commits, cut: drained.is_err() };
+    let stopped = Stopped { streams, commits, cut: completed.is_err() };
     result.map(|done| (done, store, stopped))
 }
 
@@ -403,7 +403,7 @@ fn check_user(config: &NodeConfig) -> Result<(), AppError> {
 }
 
 /// Time for running calls to end when the node stops.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
+const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
 
 /// Returns the chain of the trusted roster and the later ones in the store. If the file is newer
 /// than the store's first roster and follows from it, the chain starts at the store's first roster:
@@ -518,12 +518,12 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-fn audit_refusal(event: &'static str, audit_limiter: &Arc<AuditLimiter>) -> transport::OnRejected {
+fn audit_rejection(event: &'static str, audit_limiter: &Arc<AuditLimiter>) -> transport::OnRejected {
     let audit_limiter = Arc::clone(audit_limiter);
-    Arc::new(move |refusal: &transport::RejectionRecord| {
-        let transport::RejectionRecord { reason, actor, at, detail } = refusal;
+    Arc::new(move |rejection: &transport::RejectionRecord| {
+        let transport::RejectionRecord { reason, actor, at, detail } = rejection;
         let event = AuditEvent { event, reason, actor, resource: at, detail };
-        audit_limiter.record(&refusal.source(), INDIVIDUAL_RECORDS_MAX, &event, tokio::time::Instant::now());
+        audit_limiter.record(&rejection.source(), INDIVIDUAL_RECORDS_MAX, &event, tokio::time::Instant::now());
     })
 }
 

@@ -14,11 +14,7 @@ pub mod config;
 mod error_chain;
 pub mod exchange;
 pub mod files;
-#[cfg(test)]
-mod floors;
 pub mod low_priority;
-#[cfg(test)]
-mod papers;
 pub mod pki;
 mod random;
 pub mod roster_store;

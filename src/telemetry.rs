@@ -187,14 +187,14 @@ pub(crate) mod captured {
 
         /// Returns `event reason actor resource` of each event so far, in order, and clears them.
         pub(crate) fn take(&self) -> Vec<String> {
-            let words = |Record { event, reason, actor, resource, .. }: Record| {
+            let fields = |Record { event, reason, actor, resource, .. }: Record| {
                 [event, reason, actor, resource]
                     .into_iter()
-                    .filter(|word| !word.is_empty())
+                    .filter(|field| !field.is_empty())
                     .collect::<Vec<_>>()
                     .join(" ")
             };
-            self.0.take().into_iter().map(words).collect()
+            self.0.take().into_iter().map(fields).collect()
         }
     }
 

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn owner_is_asked_once_for_entries_withheld_by_a_relay() {
+    fn owner_gets_one_request_for_entries_withheld_by_a_relay() {
         let mut case = Case::new(&[Undisclosed::Withheld]);
         assert_eq!(case.request(true), [0], "the first round");
         assert!(case.request(true).is_empty());
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn relay_is_asked_again_only_for_entries_it_did_not_hold() {
+    fn relay_gets_another_request_only_for_entries_it_did_not_hold() {
         let mut case = Case::new(&[
             Undisclosed::Withheld,
             Undisclosed::NotHeld,
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn peer_without_content_is_asked_again_after_a_pause() {
+    fn peer_without_content_gets_another_request_after_a_pause() {
         let mut case = Case::new(&[Undisclosed::NotHeld]);
         assert_eq!(case.request(false), [0]);
         assert!(case.request(false).is_empty());

@@ -314,15 +314,15 @@ fn instant(text: &str) -> Option<Timestamp> {
         let digits = text.get(range).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
         digits.parse().ok()
     };
-    let mark = |at: usize, mark: &str| text.get(at..at + 1) == Some(mark);
+    let separator = |at: usize, expected: &str| text.get(at..at + 1) == Some(expected);
     let clock = |at: usize| -> Option<i64> {
         let (hour, minute) = (number(at..at + 2)?, number(at + 3..at + 5)?);
-        (mark(at + 2, ":") && hour < 24 && minute < 60).then_some(hour * 3_600 + minute * 60)
+        (separator(at + 2, ":") && hour < 24 && minute < 60).then_some(hour * 3_600 + minute * 60)
     };
     let date: crate::bulletin::times::Date = text.get(..10)?.parse().ok()?;
     let second = number(17..19).filter(|second| *second < 60)?;
     let time = clock(11)? + second;
-    let rest = text.get(19..).filter(|_| mark(10, "T") && mark(16, ":"))?;
+    let rest = text.get(19..).filter(|_| separator(10, "T") && separator(16, ":"))?;
     let (nanos, zone) = match rest.strip_prefix('.') {
         Some(rest) => {
             let end = rest.find(|c: char| !c.is_ascii_digit()).filter(|end| (1..=9).contains(end))?;

@@ -21,7 +21,7 @@ const BACKLOG_ENTRIES_MAX: u64 = 16;
 
 /// An entry is sent ahead only if more than one less urgent entry precedes it per this many
 /// preceding entries of at least its urgency.
-const AS_URGENT_MAX: u64 = 8;
+const PRIORITY_PER_ORDINARY_MAX: u64 = 8;
 
 /// Limits on entries ahead of the order. Actual and other entries have separate limits; neither
 /// class uses the other's capacity.
@@ -52,14 +52,14 @@ impl PriorityLimits {
     /// Returns whether one more entry is allowed beside `count` entries of a feed in the same
     /// class.
     #[must_use]
-    pub fn has(&self, urgent: Priority, count: usize) -> bool {
-        count < self.of(urgent).entries_max
+    pub fn has(&self, class: Priority, count: usize) -> bool {
+        count < self.of(class).entries_max
     }
 
     /// Returns the limits of a class.
     #[must_use]
-    pub fn of(&self, urgent: Priority) -> ClassLimits {
-        match urgent {
+    pub fn of(&self, class: Priority) -> ClassLimits {
+        match class {
             Priority::Actual => self.actual,
             Priority::Other => self.others,
         }
@@ -88,11 +88,12 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Returns whether an entry arrives sooner ahead of the order than in it. `as_urgent` is the
+    /// Returns whether an entry arrives sooner ahead of the order than in it. `preceding` is the
     /// number of preceding entries of at least its urgency.
-    fn is_worth(&self, index: u64, as_urgent: usize) -> bool {
-        let as_urgent = as_urgent as u64;
-        index >= self.size || (index - self.stored).saturating_sub(as_urgent).saturating_mul(AS_URGENT_MAX) > as_urgent
+    fn is_worth(&self, index: u64, preceding: usize) -> bool {
+        let preceding = preceding as u64;
+        index >= self.size
+            || (index - self.stored).saturating_sub(preceding).saturating_mul(PRIORITY_PER_ORDINARY_MAX) > preceding
     }
 
     /// Returns whether the `first` urgent entries of one class that the peer lacks are so dense
@@ -107,10 +108,10 @@ impl Progress {
     /// entries are urgent, none is sent ahead: it would be sent twice and arrive no sooner.
     #[must_use]
     pub fn overtaking(&self, actual: &[u64], others: &[u64]) -> [(Priority, Vec<u64>); 2] {
-        let of = |indices: &[u64], as_urgent: &dyn Fn(usize, u64) -> usize| {
+        let of = |indices: &[u64], preceding: &dyn Fn(usize, u64) -> usize| {
             let out_of_order = indices.iter().copied().enumerate().filter(|(_, index)| *index >= self.cursor);
             out_of_order
-                .filter(|(place, index)| self.is_worth(*index, as_urgent(*place, *index)))
+                .filter(|(place, index)| self.is_worth(*index, preceding(*place, *index)))
                 .map(|(_, index)| index)
                 .collect()
         };
@@ -151,34 +152,34 @@ impl PriorityInFlight {
         self.feeds.get(feed).is_some_and(|sent| sent.contains_key(&index))
     }
 
-    /// Returns the next frames, at most `frames_max`. `urgent` holds the indices of each feed and
+    /// Returns the next frames, at most `frames_max`. `candidates` holds the indices of each feed and
     /// class, ascending. Actual entries go first, then feeds take turns. `frame` creates a frame,
     /// or returns `None` if the entry is not for this peer.
     pub fn next<'a>(
         &mut self,
-        urgent: impl IntoIterator<Item = (&'a FeedId, Priority, Vec<u64>)>,
+        candidates: impl IntoIterator<Item = (&'a FeedId, Priority, Vec<u64>)>,
         frames_max: usize,
         mut frame: impl FnMut(&'a FeedId, u64) -> Option<proto::PriorityEntry>,
     ) -> Vec<proto::PriorityEntry> {
         let mut planned = Vec::new();
-        for (feed, urgent, indices) in urgent {
+        for (feed, class, indices) in candidates {
             let unsent = indices.into_iter().filter(|index| !self.has(feed, *index));
             // Bounds the work. Twice `frames_max`, because some entries are not for this peer.
-            planned.extend(unsent.take(2 * frames_max).enumerate().map(|(turn, index)| ((urgent, turn), feed, index)));
+            planned.extend(unsent.take(2 * frames_max).enumerate().map(|(turn, index)| ((class, turn), feed, index)));
         }
         planned.sort_by_key(|(turn, ..)| *turn);
         let mut frames = Vec::new();
-        for ((urgent, _), feed, index) in planned {
+        for ((class, _), feed, index) in planned {
             if frames.len() >= frames_max {
                 break;
             }
-            if !self.has_room(feed, urgent) {
+            if !self.has_room(feed, class) {
                 continue;
             }
             // An entry that is not for the peer is not considered again; if a later roster admits
             // the peer, it arrives in order.
             let encoded = frame(feed, index);
-            self.sent(feed, index, encoded.as_ref().map(|encoded| (urgent, encoded.envelope.len())));
+            self.sent(feed, index, encoded.as_ref().map(|encoded| (class, encoded.envelope.len())));
             frames.extend(encoded);
         }
         frames
@@ -186,14 +187,14 @@ impl PriorityInFlight {
 
     fn bytes(&self, class: Priority) -> usize {
         let sent = self.feeds.values().flat_map(BTreeMap::values).flatten();
-        sent.filter(|(urgent, _)| *urgent == class).map(|(_, bytes)| bytes).sum()
+        sent.filter(|(sent_class, _)| *sent_class == class).map(|(_, bytes)| bytes).sum()
     }
 
     /// Returns whether one more entry of this class may be sent.
     #[must_use]
     pub fn has_room(&self, feed: &FeedId, class: Priority) -> bool {
         let sent = self.feeds.get(feed).into_iter().flat_map(BTreeMap::values).flatten();
-        let count = sent.filter(|(urgent, _)| *urgent == class).count();
+        let count = sent.filter(|(sent_class, _)| *sent_class == class).count();
         self.limits.has(class, count) && self.bytes(class) < self.limits.of(class).bytes_max
     }
 
@@ -237,10 +238,10 @@ pub fn admit(
     if priority.envelope().is_none() {
         return Admission::Full;
     }
-    match (held_digest, priority.urgent) {
+    match (held_digest, priority.class) {
         (Some(held_digest), _) if held_digest == priority.entry.digest => Admission::Duplicate,
         (Some(_), _) => Admission::Conflict,
-        (None, Some(urgent)) if limits.has(urgent, count) => Admission::Accept,
+        (None, Some(class)) if limits.has(class, count) => Admission::Accept,
         (None, _) => Admission::Full,
     }
 }
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn priority_entries_overtake_less_urgent_ones_only() {
+    fn priority_entries_overtake_ordinary_ones_only() {
         let progress = Progress { size: 200, stored: 100, cursor: 110 };
         let all = |range: std::ops::Range<u64>| range.collect::<Vec<u64>>();
         let none = [(Priority::Actual, Vec::new()), (Priority::Other, Vec::new())];
@@ -375,7 +376,7 @@ mod tests {
     fn actual_entries_go_first_and_feeds_round_robin() {
         let feeds: [FeedId; 2] =
             ["ma.rabat.example/feed/1".parse().unwrap(), "tn.rabat.example/feed/1".parse().unwrap()];
-        let urgent = || {
+        let candidates = || {
             [
                 (&feeds[0], Priority::Actual, vec![4, 6]),
                 (&feeds[0], Priority::Other, vec![3]),
@@ -389,7 +390,7 @@ mod tests {
         };
         let mut in_flight = PriorityInFlight::new(PriorityLimits::NODE);
         let mut next = |frames_max| {
-            let frames = in_flight.next(urgent(), frames_max, encoded);
+            let frames = in_flight.next(candidates(), frames_max, encoded);
             frames.iter().map(|frame| frame.index).collect::<Vec<_>>()
         };
         assert_eq!(next(2), [4, 9], "6 is not for this peer");

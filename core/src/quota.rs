@@ -188,15 +188,15 @@ impl Shares {
     /// Returns whether content is admitted in this tier, and charges it if so. Own content is
     /// always admitted; that of others only in the highest tier and within the shares of owner and
     /// sender.
-    pub fn admit(&mut self, tier: Tier, source: ContentSource<'_>, bytes: u64, urgent: Option<Priority>) -> bool {
+    pub fn admit(&mut self, tier: Tier, source: ContentSource<'_>, bytes: u64, priority: Option<Priority>) -> bool {
         let ContentSource { me, owner, sender_member } = source;
-        owner == me || tier == Tier::All && self.charge(owner, sender_member, bytes, urgent == Some(Priority::Actual))
+        owner == me || tier == Tier::All && self.charge(owner, sender_member, bytes, priority == Some(Priority::Actual))
     }
 
     /// Returns whether `bytes` of content of `owner`'s feeds, sent by `sender_member`, are within
-    /// both shares, and charges them if so. `urgent` means urgent and Actual.
-    pub fn charge(&mut self, owner: &Member, sender_member: &Member, bytes: u64, urgent: bool) -> bool {
-        if self.left(owner, sender_member, urgent).is_none_or(|left| bytes > left) {
+    /// both shares, and charges them if so. `actual` means urgent and Actual.
+    pub fn charge(&mut self, owner: &Member, sender_member: &Member, bytes: u64, actual: bool) -> bool {
+        if self.left(owner, sender_member, actual).is_none_or(|left| bytes > left) {
             return false;
         }
         let own = &mut self.members.entry(owner.clone()).or_default().own;
@@ -210,10 +210,10 @@ impl Shares {
     /// Returns how many more bytes of `owner`'s feeds are admitted from `sender_member` now; `None`
     /// if either is over its share.
     #[must_use]
-    pub fn left(&self, owner: &Member, sender_member: &Member, urgent: bool) -> Option<u64> {
+    pub fn left(&self, owner: &Member, sender_member: &Member, actual: bool) -> Option<u64> {
         let left = |usage: u64, shares: u64| {
             let limit = share(self.whole(), self.percent, shares);
-            let limit = if urgent { limit.saturating_add(limit / PRIORITY_PART) } else { limit };
+            let limit = if actual { limit.saturating_add(limit / PRIORITY_PART) } else { limit };
             limit.checked_sub(usage)
         };
         let of = |member: &Member| self.members.get(member);
@@ -226,15 +226,16 @@ impl Shares {
     /// Returns the member that is over its share, and whether that is new.
     pub fn reduced(&mut self, owner: &Member, sender_member: &Member, entries: u64) -> (Member, bool) {
         let (whole, percent) = (self.whole(), self.percent);
-        let is_over = |member: &Member| self.members.get(member).is_some_and(|usage| !usage.resumes(whole, percent));
+        let is_over_quota =
+            |member: &Member| self.members.get(member).is_some_and(|usage| !usage.resumes(whole, percent));
         // The sender, if only the sender is over its own share; otherwise the owner.
-        let member = if is_over(sender_member) && !is_over(owner) { sender_member } else { owner };
+        let member = if is_over_quota(sender_member) && !is_over_quota(owner) { sender_member } else { owner };
         let since_ms = self.at_ms;
         let usage = self.members.entry(member.clone()).or_default();
-        let newly_over = usage.over_quota.is_none();
+        let newly_over_quota = usage.over_quota.is_none();
         let over_quota = usage.over_quota.get_or_insert(OverQuota { since_ms, entries: 0 });
         over_quota.entries = over_quota.entries.saturating_add(entries);
-        (member.clone(), newly_over)
+        (member.clone(), newly_over_quota)
     }
 
     /// Returns whether content may be requested in this tier. Content that could not be admitted is
@@ -354,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn tiers_step_down_as_the_disk_fills_and_own_priority_entries_stop_last() {
+    fn tiers_step_down_as_free_space_shrinks_and_own_priority_entries_stop_last() {
         let reserve = 512 * MIB;
         let at = |free: u64, before| Tier::at(free * MIB, reserve, before);
         for (free, tier) in [
@@ -413,11 +414,11 @@ mod tests {
     fn priority_content_has_an_allowance_beyond_the_share() {
         let mut disk = Disk::of(800 * MIB);
         assert_eq!(disk.flood("tn", "tn"), 200);
-        let (tn, mut urgent) = (member("tn"), 0);
+        let (tn, mut extra_mib) = (member("tn"), 0);
         while disk.shares.charge(&tn, &tn, MIB, true) {
-            urgent += 1;
+            extra_mib += 1;
         }
-        assert_eq!(urgent, 25);
+        assert_eq!(extra_mib, 25);
     }
 
     #[test]
@@ -429,8 +430,8 @@ mod tests {
         assert!(!disk.shares.charge(&tn, &tn, 2, false));
         assert!(disk.receive("tn", "tn", 1) && !disk.receive("tn", "tn", 1));
         assert_eq!(disk.shares.left(&tn, &tn, false), Some(0));
-        let urgent = disk.shares.left(&tn, &tn, true).unwrap();
-        assert!(disk.shares.charge(&tn, &tn, urgent, true));
+        let left = disk.shares.left(&tn, &tn, true).unwrap();
+        assert!(disk.shares.charge(&tn, &tn, left, true));
         assert_eq!(disk.shares.left(&tn, &tn, false), None);
     }
 

@@ -13,7 +13,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::bulletin::audience::may_read;
-use crate::bulletin::{TopicFilter, urgent};
+use crate::bulletin::{TopicFilter, header_priority};
 use crate::feed::partial_proofs::partial_consistency_proof;
 use crate::feed::tree::{HashReader, consistency_proof};
 use crate::ids::{Digest, FeedId, Hash, Member, Undisclosed};
@@ -116,7 +116,7 @@ pub fn may_send_priority(
     rosters: &RosterChain,
 ) -> bool {
     let requested = filters.is_empty() || filters.iter().any(|filter| filter.matches_header(&header.topic));
-    requested && urgent(header).is_some() && may_disclose(header, reader, rosters)
+    requested && header_priority(header).is_some() && may_disclose(header, reader, rosters)
 }
 
 /// Returns the ranges of entries that this node holds in full and `reader` may read too. `entries`

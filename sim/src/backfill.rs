@@ -58,8 +58,8 @@ impl World {
             let size = log.tree.size();
             let owner = self.exchange.members[peer] == feed.member;
             let later = |other: &FeedId| other.member == feed.member && other.epoch > feed.epoch;
-            let over = logs.iter().any(|(other, log)| later(other) && log.tree.size() > 0);
-            let settled = here.live.settled.get(feed).filter(|(version, _)| *version == roster && !over);
+            let superseded = logs.iter().any(|(other, log)| later(other) && log.tree.size() > 0);
+            let settled = here.live.settled.get(feed).filter(|(version, _)| *version == roster && !superseded);
             let settled = settled.map_or(0, |(_, scanned_to)| *scanned_to);
             let context = BackfillContext {
                 size,

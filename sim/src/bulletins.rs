@@ -21,7 +21,7 @@ pub(crate) struct Bulletin {
 /// The bulletin has no oddity.
 const ORDINARY: u64 = 23;
 /// Urgency and severity of urgent bulletins.
-const URGENT: [(&str, &str); 3] = [("Immediate", "Minor"), ("Expected", "Extreme"), ("Immediate", "Extreme")];
+const PRIORITY_LEVELS: [(&str, &str); 3] = [("Immediate", "Minor"), ("Expected", "Extreme"), ("Immediate", "Extreme")];
 
 /// Which bulletin to make.
 #[derive(Clone, Copy)]
@@ -57,12 +57,12 @@ pub(crate) fn bulletin(
     let (label, oddity) = if flood.is_some() { (0, ORDINARY) } else { (label, oddity) };
     to.retain(|_| flood.is_none());
     let named = if oddity == 3 { random.index(count) } else { by };
-    let urgent = alert || random.chance(18);
+    let has_priority = alert || random.chance(18);
     let actual = random.chance(60);
-    let (urgency, severity) = if urgent { *random.pick(&URGENT) } else { ("Expected", "Severe") };
+    let (urgency, severity) = if has_priority { *random.pick(&PRIORITY_LEVELS) } else { ("Expected", "Severe") };
     let facts = Facts {
         named,
-        urgent: (urgent && oddity != 0).then_some(actual),
+        priority: (has_priority && oddity != 0).then_some(actual),
         group,
         label: u8::try_from(label).unwrap_or_default(),
         to: to.clone(),

@@ -401,8 +401,8 @@ impl Check<'_> {
         for (id, publisher) in &world.publishers {
             let node = publisher.node;
             let spent = world.nodes[node].needs_recovery.is_some();
-            let answered = world.model.receipts.iter().any(|receipt| receipt.id == *id);
-            if self.current.contains(&node) && !spent && !answered {
+            let has_receipt = world.model.receipts.iter().any(|receipt| receipt.id == *id);
+            if self.current.contains(&node) && !spent && !has_receipt {
                 self.fails(node, format!("the publisher of {id} has no receipt"));
             }
         }

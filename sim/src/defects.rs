@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use barid_core::bulletin::audience::may_read;
-use barid_core::bulletin::urgent;
+use barid_core::bulletin::header_priority;
 use barid_core::envelope;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use barid_core::follow::{
@@ -113,7 +113,7 @@ pub(crate) fn unverified_priority(
         feed: feed.clone(),
         feed_sender: feed.member.clone(),
         index: message.index,
-        urgent: urgent(&header),
+        class: header_priority(&header),
         entry: VerifiedEntry {
             digest: envelope::digest(&message.envelope),
             content: VerifiedContent::Disclosed { envelope: message.envelope.clone(), header: Some(Arc::new(header)) },

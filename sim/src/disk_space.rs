@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use barid_core::bulletin::{Priority, urgent};
+use barid_core::bulletin::{Priority, header_priority};
 use barid_core::follow::VerifiedBatch;
 use barid_core::ids::{FeedId, Member};
 use barid_core::quota::{ContentSource, SHARE_PERCENT, Shares, Tier, WINDOW_MS, WriteKind};
@@ -26,7 +26,7 @@ const DIGEST_BYTES: u64 = 32;
 /// Bytes that operators add beyond what is missing.
 const SPARE_BYTES: u64 = 64 << 10;
 /// Urgent Actual entries may exceed a share by one part in this many; a relay has this many shares.
-const URGENT_PART: u128 = 8;
+const PRIORITY_PART: u128 = 8;
 const RELAY_SHARES: u64 = 2;
 
 /// A disk, and the reserved part of it.
@@ -88,7 +88,7 @@ impl Seen {
     }
 
     /// Records accepted content. Returns the violation if a member has exceeded its share.
-    fn accepted(&mut self, source: ContentSource<'_>, bytes: u64, urgent: bool) -> Option<String> {
+    fn accepted(&mut self, source: ContentSource<'_>, bytes: u64, actual: bool) -> Option<String> {
         let mut fault = None;
         let both = [(&mut self.owners, source.owner, 1), (&mut self.bringers, source.sender_member, RELAY_SHARES)];
         for (accounts, member, shares) in both {
@@ -96,7 +96,7 @@ impl Seen {
             brought.all += bytes;
             brought.fresh += u128::from(bytes) * u128::from(DAY);
             let most = u128::from(share(self.most, shares)) * u128::from(DAY);
-            let most = if urgent { most + most / URGENT_PART } else { most };
+            let most = if actual { most + most / PRIORITY_PART } else { most };
             if brought.fresh > most {
                 fault = Some(format!("{member} exceeded its share of the disk"));
             }
@@ -164,7 +164,8 @@ fn tier_at(free: u64, bound: Bound, before: Tier) -> Tier {
 fn demand(me: &Member, work: &Work) -> (WriteKind, bool, u64) {
     match work {
         Work::Publish(envelope, header, _) => {
-            (WriteKind::Publish(header.as_deref().and_then(urgent)), true, envelope.len() as u64 + DIGEST_BYTES)
+            let priority = header.as_deref().and_then(header_priority);
+            (WriteKind::Publish(priority), true, envelope.len() as u64 + DIGEST_BYTES)
         }
         Work::Name(envelope, _) => (WriteKind::Publish(None), true, envelope.len() as u64 + DIGEST_BYTES),
         Work::Batch(batch, ..) => {
@@ -193,7 +194,7 @@ impl Node {
         &mut self,
         (owner, sender_member): (&Member, &Member),
         bytes: usize,
-        urgent: Option<Priority>,
+        priority: Option<Priority>,
         mutation: Option<Mutation>,
         done: &mut Committed,
     ) -> bool {
@@ -207,13 +208,13 @@ impl Node {
             _ => source,
         };
         let by_relay =
-            quota.shares.left(owner, owner, urgent == Some(Priority::Actual)).is_some_and(|left| left >= bytes);
-        let admits = quota.shares.admit(quota.tier, charged, bytes, urgent) || mutation == Some(Mutation::NoShares);
+            quota.shares.left(owner, owner, priority == Some(Priority::Actual)).is_some_and(|left| left >= bytes);
+        let admits = quota.shares.admit(quota.tier, charged, bytes, priority) || mutation == Some(Mutation::NoShares);
         if admits {
             if sender_member != owner {
                 done.reached.push("disk space: content accepted from a relay");
             }
-            done.faults.extend(quota.seen.accepted(source, bytes, urgent == Some(Priority::Actual)));
+            done.faults.extend(quota.seen.accepted(source, bytes, priority == Some(Priority::Actual)));
         } else if quota.tier == Tier::All {
             done.reached.push(match by_relay {
                 true => "disk space: content dropped, the relay's share",
@@ -237,7 +238,7 @@ impl Node {
         let members = (&feed.member, &feed_sender);
         let held: BTreeSet<u64> = self.disk.ahead_of(&feed).map(|(index, _)| index).collect();
         let reduced = batch
-            .reduce(|index| held.contains(&index), |bytes, urgent| self.admits(members, bytes, urgent, mutation, done));
+            .reduce(|index| held.contains(&index), |bytes, class| self.admits(members, bytes, class, mutation, done));
         if reduced.is_empty() {
             return false;
         }
@@ -287,7 +288,7 @@ impl World {
         for work in work {
             let here = &mut self.nodes[node];
             let (want, own, bytes) = demand(&here.me, &work);
-            let late = self.mutation == Some(Mutation::UrgentLikeAny) && matches!(want, WriteKind::Publish(_));
+            let late = self.mutation == Some(Mutation::PriorityLikeAny) && matches!(want, WriteKind::Publish(_));
             let needed = if late { Tier::Own } else { Tier::needed(want, own) };
             let tier = here.live.quota.tier;
             if tier >= needed || self.mutation == Some(Mutation::NoTiers) {

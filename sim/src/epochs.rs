@@ -221,7 +221,8 @@ impl World {
                 return None;
             }
         };
-        let facts = Facts { named: node, group: 0, label: 1, to: Vec::new(), version, urgent: None, understood: true };
+        let facts =
+            Facts { named: node, group: 0, label: 1, to: Vec::new(), version, priority: None, understood: true };
         self.model.published(bulletin.digest, bulletin.envelope.clone(), facts.clone());
         Some(Bulletin { envelope: bulletin.envelope, facts })
     }

@@ -35,7 +35,7 @@ pub(crate) enum Flood {
 /// An entry of a flood.
 #[derive(Clone, Copy)]
 pub(crate) struct Flooded {
-    pub(crate) urgent: bool,
+    pub(crate) alert: bool,
     pub(crate) padding: usize,
 }
 
@@ -58,9 +58,9 @@ impl Plan {
             for _ in 0..3 + random.below(6) {
                 let off = *random.pick(&[-1, 0, 1]);
                 let how = *random.pick(&[Flood::Large, Flood::Large, Flood::Tiny, Flood::Share(off), Flood::Tier(off)]);
-                let (entries, urgent) = (8 + random.below(32), random.chance(30));
+                let (entries, alert) = (8 + random.below(32), random.chance(30));
                 let first_id = *ids + 1;
-                self.at(random.below(FLOODS_END), Planned::Flood { node, first_id, count: entries, how, urgent });
+                self.at(random.below(FLOODS_END), Planned::Flood { node, first_id, count: entries, how, alert });
                 *ids += entries;
             }
         }
@@ -72,12 +72,12 @@ impl Plan {
 
 impl World {
     /// Publishes a burst.
-    pub(crate) fn flood(&mut self, node: usize, (first_id, count): (u64, u64), how: Flood, urgent: bool) {
+    pub(crate) fn flood(&mut self, node: usize, (first_id, count): (u64, u64), how: Flood, alert: bool) {
         let sizes = self.sizes(node, count, how);
         for (id, size) in (first_id..).zip(sizes) {
             self.count("flood: entry");
-            let padding = self.padding(node, id, urgent, size);
-            self.flooded.insert(id, Flooded { urgent, padding });
+            let padding = self.padding(node, id, alert, size);
+            self.flooded.insert(id, Flooded { alert, padding });
             self.publish(node, id);
         }
     }
@@ -127,10 +127,10 @@ impl World {
     }
 
     /// Returns the padding that makes an entry this large.
-    fn padding(&self, node: usize, id: u64, urgent: bool, size: u64) -> usize {
+    fn padding(&self, node: usize, id: u64, alert: bool, size: u64) -> usize {
         let version = self.nodes[node].disk.chain.newest().version();
         let len = |padding: usize| {
-            let wanted = Wanted { id, alert: urgent, flood: Some(padding) };
+            let wanted = Wanted { id, alert, flood: Some(padding) };
             bulletin(&mut self.content_of(id), &self.exchange, node, version, wanted, [0; 16]).envelope.len()
         };
         let size = usize::try_from(size).unwrap_or_default();

@@ -161,7 +161,7 @@ impl Live {
             ("requests", self.requests.len(), members),
             ("checkpoints ahead", self.ahead.len(), both),
         ];
-        let over = tables.iter().find(|(_, found, max)| found > max);
-        over.map(|(what, found, max)| format!("{found} {what}, at most {max} are allowed"))
+        let exceeded = tables.iter().find(|(_, found, max)| found > max);
+        exceeded.map(|(what, found, max)| format!("{found} {what}, at most {max} are allowed"))
     }
 }

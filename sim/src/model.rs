@@ -25,7 +25,7 @@ pub(crate) struct Facts {
     /// Roster version that decides its audience.
     pub(crate) version: u64,
     /// Whether it is urgent, and if so whether it is Actual.
-    pub(crate) urgent: Option<bool>,
+    pub(crate) priority: Option<bool>,
     /// Whether this version of the protocol can determine its audience.
     pub(crate) understood: bool,
 }

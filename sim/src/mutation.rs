@@ -121,7 +121,7 @@ mutations! {
     /// Everything is committed while any space is free.
     NoTiers,
     /// Urgent entries have no part of the reserve to themselves.
-    UrgentLikeAny,
+    PriorityLikeAny,
     /// Content that is not requested while a member is over its share is never requested.
     NeverBackfill,
 }

@@ -28,7 +28,7 @@ use crate::disk_space::Bound;
 use crate::exchange::Nature;
 use crate::live::Live;
 use crate::model::Place;
-use crate::priority::{ROOM, ROOM_FOR_ALL, urgent_of};
+use crate::priority::{ROOM, ROOM_FOR_ALL, entry_priority};
 
 /// One entry of a feed, as held.
 #[derive(Clone)]
@@ -458,13 +458,13 @@ impl Node {
     fn apply_priority(&mut self, priority: VerifiedPriority, mutation: Option<Mutation>, done: &mut Committed) {
         let place = (priority.feed.clone(), priority.index);
         let held = self.disk.ahead.get(&place).map(|ahead| ahead.entry.digest);
-        let of_this_sort = |(_, ahead): &(u64, &Ahead)| urgent_of(&ahead.entry) == priority.urgent;
+        let of_this_sort = |(_, ahead): &(u64, &Ahead)| entry_priority(&ahead.entry) == priority.class;
         let (size, count) =
             (self.size(&priority.feed), self.disk.ahead_of(&priority.feed).filter(of_this_sort).count());
         let room = if mutation == Some(Mutation::UnboundedPriority) { ROOM_FOR_ALL } else { ROOM };
         let mut admission = admit(&priority, size, held, count, &room);
         let (bytes, members) = (priority.envelope().map_or(0, Bytes::len), (&place.0.member, &priority.feed_sender));
-        if admission == Admission::Accept && !self.admits(members, bytes, priority.urgent, mutation, done) {
+        if admission == Admission::Accept && !self.admits(members, bytes, priority.class, mutation, done) {
             self.live.quota.left_out.insert(place.clone());
             admission = Admission::Full;
         }

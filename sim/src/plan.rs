@@ -95,7 +95,7 @@ pub(crate) enum Planned {
         first_id: u64,
         count: u64,
         how: Flood,
-        urgent: bool,
+        alert: bool,
     },
     /// Some pairs never reach each other again.
     Sever,

@@ -4,7 +4,7 @@
 //! in time (the model's own rule). Out of scope: which ones are sent and held (core), and matching
 //! them when the feed reaches them (`node`).
 
-use barid_core::bulletin::{Priority, urgent};
+use barid_core::bulletin::{Priority, header_priority};
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use barid_core::feed::partial_proofs::partial_inclusion_proof;
 use barid_core::follow::{EntryEquivocation, FaultKind, ProvenEntry, verify_priority};
@@ -46,7 +46,7 @@ pub(crate) struct DeliveryDeadline {
     feed: FeedId,
     index: u64,
     server: usize,
-    follower: usize,
+    receiver: usize,
     /// The starts of both nodes.
     starts: (u64, u64),
     /// The follower's request for the feed.
@@ -113,13 +113,13 @@ impl World {
                 let rest = rest.skip(usize::try_from(serving.stored).unwrap_or(usize::MAX));
                 let ahead = here.disk.ahead_of(feed).map(|(index, ahead)| (index, &ahead.entry));
                 let ahead = ahead.filter(|(index, _)| *index >= serving.stored);
-                let urgent = rest.chain(ahead).filter_map(|(index, entry)| Some((index, urgent_of(entry)?)));
-                (feed, serving, urgent.collect::<Vec<_>>())
+                let candidates = rest.chain(ahead).filter_map(|(index, entry)| Some((index, entry_priority(entry)?)));
+                (feed, serving, candidates.collect::<Vec<_>>())
             });
-            let found = found.flat_map(|(feed, serving, urgent)| {
+            let found = found.flat_map(|(feed, serving, candidates)| {
                 let of = |how| {
-                    let of_this_sort = urgent.iter().filter(move |(_, urgent)| *urgent == how).map(|(index, _)| *index);
-                    of_this_sort.take(LOOKED_AT_MAX).collect::<Vec<_>>()
+                    let of_class = candidates.iter().filter(move |(_, class)| *class == how).map(|(index, _)| *index);
+                    of_class.take(LOOKED_AT_MAX).collect::<Vec<_>>()
                 };
                 let size = log(feed).map_or(0, |log| log.tree.size());
                 let progress = Progress { size, stored: serving.stored, cursor: serving.next };
@@ -197,13 +197,13 @@ impl World {
     /// Forwards an entry that became durable ahead of the order to the peers that wait for it.
     pub(crate) fn priority_applied(&mut self, node: usize, feed: &FeedId, index: u64) {
         self.count("priority stored ahead of its feed");
-        for peer in self.followers_of(node, feed) {
+        for peer in self.receivers_of(node, feed) {
             self.send_priority(node, peer);
             self.expect_delivery(node, peer, feed, index);
         }
     }
 
-    pub(crate) fn followers_of(&self, node: usize, feed: &FeedId) -> Vec<usize> {
+    pub(crate) fn receivers_of(&self, node: usize, feed: &FeedId) -> Vec<usize> {
         let serving = self.nodes[node].live.serving.keys().filter(|(_, served)| served == feed);
         serving.map(|(peer, _)| *peer).collect()
     }
@@ -233,7 +233,7 @@ impl World {
 
     /// Expects that all urgent entries of a feed reach a peer that requests it before the backlog
     /// does.
-    pub(crate) fn expect_urgent_deliveries(&mut self, node: usize, peer: usize, feed: &FeedId, from: u64) {
+    pub(crate) fn expect_priority_deliveries(&mut self, node: usize, peer: usize, feed: &FeedId, from: u64) {
         let log = self.nodes[node].disk.logs.get(feed).map_or(0, |log| log.tree.size());
         let ahead: Vec<u64> = self.nodes[node].disk.ahead_of(feed).map(|(index, _)| index).collect();
         for index in (from..log).chain(ahead) {
@@ -244,50 +244,51 @@ impl World {
     /// The model's rule: an urgent entry that a node holds, and that a peer requested and may read,
     /// arrives soon. It applies after the trouble, and while no more entries are urgent than fit
     /// ahead of the order.
-    pub(crate) fn expect_delivery(&mut self, server: usize, follower: usize, feed: &FeedId, index: u64) {
-        let (here, there) = (&self.nodes[server], &self.nodes[follower]);
+    pub(crate) fn expect_delivery(&mut self, server: usize, receiver: usize, feed: &FeedId, index: u64) {
+        let (here, there) = (&self.nodes[server], &self.nodes[receiver]);
         let honest = |node: usize| self.exchange.natures[node].is_honest();
         let Some(owner) = self.exchange.position(&feed.member) else { return };
         let Some(following) = there.live.following.get(feed) else { return };
         let requested = following.at == server && following.paused_until.is_none();
-        let well = self.now >= SETTLED && there.up && [server, follower, owner].into_iter().all(honest);
-        let urgent = |entry: &Entry| self.model.facts.get(&entry.digest).is_some_and(|facts| facts.urgent.is_some());
+        let well = self.now >= SETTLED && there.up && [server, receiver, owner].into_iter().all(honest);
+        let has_priority =
+            |entry: &Entry| self.model.facts.get(&entry.digest).is_some_and(|facts| facts.priority.is_some());
         let facts = here.disk.entry(feed, index).filter(|entry| entry.is_disclosed());
-        let facts = facts.filter(|entry| urgent(entry)).and_then(|entry| self.model.facts.get(&entry.digest));
+        let facts = facts.filter(|entry| has_priority(entry)).and_then(|entry| self.model.facts.get(&entry.digest));
         let wanted = facts.is_some_and(|facts| {
             facts.named == owner
                 && (there.topics.is_empty() || facts.group == 0)
-                && facts.always_admit(follower, &self.exchange)
+                && facts.always_admit(receiver, &self.exchange)
                 && facts.version <= here.disk.chain.newest().version()
         });
-        if !(requested && well && wanted) || follower == owner || index < there.size(feed) {
+        if !(requested && well && wanted) || receiver == owner || index < there.size(feed) {
             return;
         }
         let log = here.disk.logs.get(feed);
         let rest = log.into_iter().flat_map(|log| &log.entries).skip(usize::try_from(there.size(feed)).unwrap_or(0));
         let ahead = here.disk.ahead_of(feed).count() + there.disk.ahead_of(feed).count();
-        if rest.filter(|entry| urgent(entry)).count() + ahead > ROOM.others.entries_max {
+        if rest.filter(|entry| has_priority(entry)).count() + ahead > ROOM.others.entries_max {
             return;
         }
         // Where nearly everything before it is urgent too, it arrives in order.
         let between = usize::try_from(index.saturating_sub(there.size(feed))).unwrap_or(0);
         let before = log.into_iter().flat_map(|log| &log.entries).skip(usize::try_from(there.size(feed)).unwrap_or(0));
-        let as_urgent = before.take(between).filter(|entry| urgent(entry)).count();
-        if between - as_urgent < as_urgent {
+        let preceding = before.take(between).filter(|entry| has_priority(entry)).count();
+        if between - preceding < preceding {
             return;
         }
         let (starts, request) = ((here.start, there.start), following.request);
-        let deadline = DeliveryDeadline { feed: feed.clone(), index, server, follower, starts, request };
+        let deadline = DeliveryDeadline { feed: feed.clone(), index, server, receiver, starts, request };
         self.at(self.now + LATENCY_MAX, Event::DeliveryDeadline(deadline));
     }
 
     pub(crate) fn check_deadline(&mut self, deadline: &DeliveryDeadline) {
-        let (here, there) = (&self.nodes[deadline.server], &self.nodes[deadline.follower]);
+        let (here, there) = (&self.nodes[deadline.server], &self.nodes[deadline.receiver]);
         let following = there.live.following.get(&deadline.feed);
         let same =
             following.is_some_and(|following| following.at == deadline.server && following.request == deadline.request);
         // Their link may have been severed since.
-        let apart = self.is_severed(deadline.server, deadline.follower);
+        let apart = self.is_severed(deadline.server, deadline.receiver);
         if !same || (here.start, there.start) != deadline.starts || !here.up || apart {
             return;
         }
@@ -298,15 +299,15 @@ impl World {
             self.count("disk space: urgent content dropped");
         } else {
             let (feed, index) = (&deadline.feed, deadline.index);
-            self.violated(deadline.follower, format!("the urgent entry {feed} {index} waits behind a backlog"));
+            self.violated(deadline.receiver, format!("the urgent entry {feed} {index} waits behind a backlog"));
         }
     }
 }
 
 /// Returns the priority of an entry whose content is held.
-pub(crate) fn urgent_of(entry: &Entry) -> Option<Priority> {
+pub(crate) fn entry_priority(entry: &Entry) -> Option<Priority> {
     match &entry.content {
-        Content::Disclosed { header: Some(header), .. } => urgent(header),
+        Content::Disclosed { header: Some(header), .. } => header_priority(header),
         _ => None,
     }
 }

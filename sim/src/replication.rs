@@ -318,9 +318,9 @@ impl World {
         if own {
             live.following.remove(feed);
         } else if let Some(following) = live.following.get_mut(feed) {
-            let gap = matches!(fault.kind, FaultKind::Gap);
-            let pause = if gap { PAUSE } else { (PAUSE << following.rejections.min(8)).min(PAUSE_MAX) };
-            following.rejections += u32::from(!gap);
+            let out_of_order = matches!(fault.kind, FaultKind::Gap);
+            let pause = if out_of_order { PAUSE } else { (PAUSE << following.rejections.min(8)).min(PAUSE_MAX) };
+            following.rejections += u32::from(!out_of_order);
             following.paused_until = Some(if never { u64::MAX } else { now + pause });
             following.committing = 0;
             following.request += 1;

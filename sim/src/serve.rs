@@ -43,7 +43,7 @@ impl World {
         self.send_batches(to, from, &feed);
         // The window may be full of other entries.
         self.send_priority(to, from);
-        self.expect_urgent_deliveries(to, from, &feed, follow.from);
+        self.expect_priority_deliveries(to, from, &feed, follow.from);
     }
 
     pub(crate) fn peer_stored(&mut self, from: usize, to: usize, stored: &proto::ReplicationProgress) {
@@ -61,14 +61,14 @@ impl World {
     /// A feed has grown: sends the new entries to its followers. A node has two tasks for this, and
     /// either may be first.
     pub(crate) fn announce(&mut self, node: usize, feed: &FeedId, since: u64) {
-        for peer in self.followers_of(node, feed) {
+        for peer in self.receivers_of(node, feed) {
             if self.random.chance(50) {
                 self.send_priority(node, peer);
             }
             self.send_batches(node, peer, feed);
             // The window may be full of entries that are not urgent.
             self.send_priority(node, peer);
-            self.expect_urgent_deliveries(node, peer, feed, since);
+            self.expect_priority_deliveries(node, peer, feed, since);
         }
     }
 

@@ -19,7 +19,7 @@ use crate::live::{Live, PublishState};
 use crate::model::Model;
 use crate::node::{Disk, HighWaterMark, Node, Work};
 use crate::plan::{DiskFault, Plan, Planned, TROUBLE};
-use crate::priority::{DeliveryDeadline, ROOM, urgent_of};
+use crate::priority::{DeliveryDeadline, ROOM, entry_priority};
 use crate::random::Random;
 use crate::{Mutation, check};
 
@@ -312,7 +312,7 @@ impl World {
             }
             Planned::Fork { node } => self.fork(node),
             Planned::Garbage { node } => self.garbage(node),
-            Planned::Flood { node, first_id, count, how, urgent } => self.flood(node, (first_id, count), how, urgent),
+            Planned::Flood { node, first_id, count, how, alert } => self.flood(node, (first_id, count), how, alert),
             Planned::Sever => self.sever(),
         }
     }
@@ -429,7 +429,7 @@ impl World {
         let version = here.disk.chain.newest().version();
         let (mut content, salt) = (self.content_of(id), self.random.bytes());
         let flooded = self.flooded.get(&id);
-        let alert = flooded.map_or_else(|| self.plan.alerts.contains(&id), |flooded| flooded.urgent);
+        let alert = flooded.map_or_else(|| self.plan.alerts.contains(&id), |flooded| flooded.alert);
         let wanted = Wanted { id, alert, flood: flooded.map(|flooded| flooded.padding) };
         let bulletin = bulletin(&mut content, &self.exchange, node, version, wanted, salt);
         let digest = envelope::digest(&bulletin.envelope);
@@ -540,12 +540,12 @@ impl World {
         let ahead = &self.nodes[node].disk.ahead;
         let count = |feed, how| {
             let ahead = self.nodes[node].disk.ahead_of(feed);
-            ahead.filter(|(_, ahead)| urgent_of(&ahead.entry).unwrap_or(Priority::Other) == how).count()
+            ahead.filter(|(_, ahead)| entry_priority(&ahead.entry).unwrap_or(Priority::Other) == how).count()
         };
-        let over = ahead.keys().find(|(feed, _)| {
+        let exceeded = ahead.keys().find(|(feed, _)| {
             [Priority::Actual, Priority::Other].into_iter().any(|how| count(feed, how) > ROOM.of(how).entries_max)
         });
-        if let Some((feed, _)) = over.cloned() {
+        if let Some((feed, _)) = exceeded.cloned() {
             self.violated(node, format!("too many priority entries of {feed}"));
         }
     }

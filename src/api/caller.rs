@@ -159,9 +159,9 @@ impl Api {
             _ if method.one_request => class,
             _ => Class::Ordinary,
         };
-        let call = calls.try_charge(&owner, place, 1).map_err(|over| {
+        let call = calls.try_charge(&owner, place, 1).map_err(|error| {
             report("BUDGET");
-            over_budget(&over)
+            over_budget(&error)
         })?;
         Ok(Terms {
             owner,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use barid_core::bulletin::prepare::check_releasable;
 use barid_core::bulletin::{
-    BulletinId, DraftDefaults, FieldError, Invalid, ValidBulletin, kinds, prepare, state, urgent,
+    BulletinId, DraftDefaults, FieldError, Invalid, ValidBulletin, header_priority, kinds, prepare, state,
 };
 use barid_core::envelope::SALT_BYTES;
 use barid_core::ids::Digest;
@@ -176,7 +176,7 @@ impl Api {
                         bytes += bulletin.envelope.len();
                         let of = PendingReceipt::of(request, &bulletin, draft, requirement).received(received);
                         // Urgent bulletins do not wait for the other bulletins of their stream.
-                        if urgent(&bulletin.proto_header).is_some() {
+                        if header_priority(&bulletin.proto_header).is_some() {
                             priority_pending.push(of);
                             priority_group.push(bulletin);
                         } else {

@@ -162,7 +162,7 @@ impl Api {
         let _turn = self.naming.lock().await;
         let Some(held) = self.subscription_of(key) else {
             let begin = opening.begin.as_ref().ok_or_else(|| errors::unknown_subscription(parts(key).1, None))?;
-            self.expire_over_limit(caller).await?;
+            self.expire_at_limit(caller).await?;
             let start = self.start(begin).await?;
             self.name(key, Some(created(&start)), SUBSCRIBE.name).await?;
             return opened(start, "created");
@@ -281,7 +281,7 @@ impl Api {
 
     /// Removes a caller's expired names if it has as many as it may. Fails if it still has that
     /// many.
-    async fn expire_over_limit(&self, caller: &Caller) -> Result<(), Status> {
+    async fn expire_at_limit(&self, caller: &Caller) -> Result<(), Status> {
         let limits = &caller.grant.limits;
         let prefix = format!("{}/", caller.path);
         let count = |api: &Self| api.keys_under(&prefix).count();

@@ -18,9 +18,9 @@ pub(super) fn alarms(committer: &Committer, store: &dyn Store) -> Vec<Alarm> {
     let full = committer.disk_full().borrow().as_ref().map(|why| Alarm::DiskFull { why: why.clone() });
     let low = full.is_none() && *committer.tier().borrow() < Tier::All;
     let low = low.then(|| Alarm::DiskLow { free_mib: store.disk_bytes().free >> 20 });
-    let over = committer.over_share().into_iter();
-    let over = over.map(|(member, over)| Alarm::MemberOverShare { member, entries: over.entries });
-    full.into_iter().chain(low).chain(over).collect()
+    let over_share = committer.over_share().into_iter();
+    let over_share = over_share.map(|(member, quota)| Alarm::MemberOverShare { member, entries: quota.entries });
+    full.into_iter().chain(low).chain(over_share).collect()
 }
 
 impl Node {

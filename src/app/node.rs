@@ -46,7 +46,7 @@ pub(super) struct Node {
 /// Members' use of the disk, by the committer.
 struct DiskShares {
     used: BTreeMap<Member, u64>,
-    over: BTreeMap<Member, OverQuota>,
+    over_share: BTreeMap<Member, OverQuota>,
 }
 
 impl Node {
@@ -99,7 +99,7 @@ impl Node {
             last_heartbeat: at(peer.heartbeat_time),
             custody_size: peer.custody_size,
             share_used_percent: u32::try_from(shares.used.get(member).copied().unwrap_or(0) / 10).unwrap_or(u32::MAX),
-            over_share: shares.over.contains_key(member),
+            over_share: shares.over_share.contains_key(member),
         }
     }
 }
@@ -127,7 +127,7 @@ fn at(unix_seconds: u64) -> Option<pbjson_types::Timestamp> {
 
 impl api::NodeControl for Node {
     fn peers(&self) -> Vec<proto::PeerStatus> {
-        let shares = DiskShares { used: self.committer.share_used(), over: self.committer.over_share() };
+        let shares = DiskShares { used: self.committer.share_used(), over_share: self.committer.over_share() };
         let peers = self.exchange.peers().snapshot();
         peers.iter().map(|(member, peer)| self.peer(member, peer, &shares)).collect()
     }

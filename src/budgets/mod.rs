@@ -179,12 +179,12 @@ impl Budget {
         let total_blocked = state.full[usize::from(class == Class::Reserved)];
         if total_blocked || !state.waiting.is_empty() && state.waiting.has(&(owner.clone(), class)) {
             state.denied += 1;
-            let over = if total_blocked {
-                self.shared.over(ALL_OWNERS, state.used, self.shared.usable(class), amount)
+            let error = if total_blocked {
+                self.shared.over_budget(ALL_OWNERS, state.used, self.shared.usable(class), amount)
             } else {
-                self.shared.over(owner, state.used_by(owner), self.shared.own_bound(class), amount)
+                self.shared.over_budget(owner, state.used_by(owner), self.shared.own_bound(class), amount)
             };
-            return Err(over);
+            return Err(error);
         }
         self.shared.add(&mut state, owner, class, amount)?;
         drop(state);
@@ -318,7 +318,7 @@ impl Shared {
         self.bounds.reserved.div_ceil(self.spec.reserve_shares)
     }
 
-    fn over(&self, whose: impl fmt::Display, used: u64, bound: u64, requested: u64) -> OverBudget {
+    fn over_budget(&self, whose: impl fmt::Display, used: u64, bound: u64, requested: u64) -> OverBudget {
         OverBudget { budget: self.spec.name, unit: self.spec.unit, owner: whose.to_string(), used, bound, requested }
     }
 
@@ -327,10 +327,10 @@ impl Shared {
             return Ok(());
         }
         let own = state.used_by(owner);
-        let over = if own.saturating_add(amount) > self.own_bound_now(state, class, amount) {
-            self.over(owner, own, self.own_bound_now(state, class, amount), amount)
+        let error = if own.saturating_add(amount) > self.own_bound_now(state, class, amount) {
+            self.over_budget(owner, own, self.own_bound_now(state, class, amount), amount)
         } else if state.used.saturating_add(amount) > self.usable(class) {
-            self.over(ALL_OWNERS, state.used, self.usable(class), amount)
+            self.over_budget(ALL_OWNERS, state.used, self.usable(class), amount)
         } else {
             state.used += amount;
             state.high_water = state.high_water.max(state.used);
@@ -341,7 +341,7 @@ impl Shared {
             return Ok(());
         };
         state.denied += 1;
-        Err(over)
+        Err(error)
     }
 
     /// Grants waiting charges that fit. After one that does not fit the total, no other charge of

@@ -27,17 +27,17 @@ fn budget_bounds_each_owner_and_the_total() {
     let budget = Budget::new(&SPEC);
     let (one, two) = (identity("one"), identity("two"));
     let held = budget.try_charge(&one, Class::Ordinary, 60).unwrap();
-    let over = budget.try_charge(&one, Class::Ordinary, 1).err().unwrap();
-    assert_eq!((over.owner.as_str(), over.used, over.bound), ("one", 60, 60));
+    let error = budget.try_charge(&one, Class::Ordinary, 1).err().unwrap();
+    assert_eq!((error.owner.as_str(), error.used, error.bound), ("one", 60, 60));
     // Its ordinary charges do not block its publishing.
     drop(budget.try_charge(&one, Class::Reserved, 7).unwrap());
     assert_eq!(budget.try_charge(&one, Class::Reserved, 8).err().unwrap().bound, 67);
     let _more = budget.try_charge(&two, Class::Ordinary, 20).unwrap();
-    let over = budget.try_charge(&two, Class::Ordinary, 1).err().unwrap();
-    assert_eq!((over.owner.as_str(), over.bound), ("all together", 80));
+    let error = budget.try_charge(&two, Class::Ordinary, 1).err().unwrap();
+    assert_eq!((error.owner.as_str(), error.bound), ("all together", 80));
     // An owner that uses much may not use the reserve.
-    let over = budget.try_charge(&two, Class::Reserved, 1).err().unwrap();
-    assert_eq!((over.owner.as_str(), over.bound), ("two", 3));
+    let error = budget.try_charge(&two, Class::Reserved, 1).err().unwrap();
+    assert_eq!((error.owner.as_str(), error.bound), ("two", 3));
     let reserved: Vec<_> =
         (0..6).map(|n| budget.try_charge(&identity(&n.to_string()), Class::Reserved, 3).unwrap()).collect();
     assert_eq!(budget.usage().used, 98);
@@ -84,8 +84,8 @@ async fn owner_with_many_waiting_charges_does_not_block_another() {
     let alone = spawn(&few, 60);
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert!(!alone.is_finished() && !flood.first().unwrap().is_finished());
-    let over = budget.try_charge_in_turn(&identity("third"), Class::Ordinary, 1).err().unwrap();
-    assert_eq!((over.owner.as_str(), over.used, over.bound), ("all together", 40, 80), "others wait for the total");
+    let error = budget.try_charge_in_turn(&identity("third"), Class::Ordinary, 1).err().unwrap();
+    assert_eq!((error.owner.as_str(), error.used, error.bound), ("all together", 40, 80), "others wait for the total");
     held.clear();
     let first = tokio::time::timeout(Duration::from_secs(1), flood.remove(0)).await.unwrap().unwrap();
     drop(first);

@@ -174,7 +174,7 @@ impl Call {
     /// `RESOURCE_EXHAUSTED` if the caller's budget has no room.
     pub fn grow_response(&self, bytes: u64) -> Result<(), Status> {
         let charge = self.0.responses.try_charge(&self.0.owner, self.0.class, bytes);
-        self.attach(charge.map_err(|over| self.ended("BUDGET", over_budget(&over)))?);
+        self.attach(charge.map_err(|error| self.ended("BUDGET", over_budget(&error)))?);
         Ok(())
     }
 
@@ -187,10 +187,10 @@ impl Call {
 
 /// Status of a caller over one of its budgets.
 #[must_use]
-pub fn over_budget(over: &crate::budgets::OverBudget) -> Status {
-    let mut details = ErrorDetails::with_error_info("BUDGET", DOMAIN, [("budget".to_owned(), over.budget.to_owned())]);
+pub fn over_budget(error: &crate::budgets::OverBudget) -> Status {
+    let mut details = ErrorDetails::with_error_info("BUDGET", DOMAIN, [("budget".to_owned(), error.budget.to_owned())]);
     details.set_retry_info(Some(BUDGET_RETRY));
-    Status::with_error_details(Code::ResourceExhausted, over.to_string(), details)
+    Status::with_error_details(Code::ResourceExhausted, error.to_string(), details)
 }
 
 /// Status of a call whose time has run out.

@@ -174,8 +174,8 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for RequestBody<
         };
         match charged {
             Ok(charge) => me.received(count, charge),
-            Err(over) if me.one_request => {
-                return Poll::Ready(Some(Err(me.call.ended("BUDGET", over_budget(&over)))));
+            Err(error) if me.one_request => {
+                return Poll::Ready(Some(Err(me.call.ended("BUDGET", over_budget(&error)))));
             }
             Err(_) => {
                 let call = Arc::clone(call);

@@ -41,10 +41,10 @@ impl TimeoutArgs {
 
 /// Runs `work`; returns the timeout failure if it takes longer than `seconds`.
 pub(super) async fn within<T>(seconds: u64, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::time::timeout(Duration::from_secs(seconds), work).await.unwrap_or_else(|_| Err(over(seconds)))
+    tokio::time::timeout(Duration::from_secs(seconds), work).await.unwrap_or_else(|_| Err(timed_out(seconds)))
 }
 
 /// Returns the timeout failure.
-pub(super) fn over(seconds: u64) -> Failure {
+pub(super) fn timed_out(seconds: u64) -> Failure {
     Failure::new("timeout").with("seconds", &seconds).exit(Exit::NotReached)
 }

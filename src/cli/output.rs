@@ -146,8 +146,8 @@ impl Output {
         let nonempty: Vec<_> = pairs.iter().filter(|(_, value)| !value.is_empty()).collect();
         let width = nonempty.iter().map(|(label, _)| label.width()).max().unwrap_or(0);
         let line = |(label, value): &&(String, String)| {
-            let column_gap = " ".repeat(width - label.width() + 2);
-            format!("{}{column_gap}{value}", self.paint(label, Style::new().dimmed()))
+            let column_spacing = " ".repeat(width - label.width() + 2);
+            format!("{}{column_spacing}{value}", self.paint(label, Style::new().dimmed()))
         };
         nonempty.iter().map(line).collect()
     }
@@ -234,12 +234,12 @@ impl Table {
     /// Returns the lines of the table.
     #[must_use]
     pub fn lines(&self, output: &Output) -> Vec<String> {
-        const COLUMN_GAP: usize = 2;
+        const COLUMN_SPACING: usize = 2;
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns)
             .map(|n| self.rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.text.width()).max().unwrap_or(0))
             .collect();
-        let before_last: usize = widths.iter().rev().skip(1).map(|width| width + COLUMN_GAP).sum();
+        let before_last: usize = widths.iter().rev().skip(1).map(|width| width + COLUMN_SPACING).sum();
         let room = output.width().saturating_sub(before_last).max(WIDTH_MIN / 2);
         let line = |row: &Vec<Cell>| {
             let mut line = String::new();
@@ -248,7 +248,7 @@ impl Table {
                 let text = if last { cut(&cell.text, room) } else { cell.text.clone() };
                 line.push_str(&output.paint(&text, cell.style));
                 if !last {
-                    line.extend(std::iter::repeat_n(' ', widths[n] - cell.text.width() + COLUMN_GAP));
+                    line.extend(std::iter::repeat_n(' ', widths[n] - cell.text.width() + COLUMN_SPACING));
                 }
             }
             line.trim_end().to_owned()

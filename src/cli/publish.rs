@@ -240,7 +240,7 @@ async fn attempt_until(
         let failure = match call {
             Ok(Ok(response)) => return Ok(response),
             Ok(Err(failure)) => failure,
-            Err(_) => return Err(last.unwrap_or_else(|| super::deadline::over(args.timeout.into()))),
+            Err(_) => return Err(last.unwrap_or_else(|| super::deadline::timed_out(args.timeout.into()))),
         };
         let transient = failure.exit_code() == Exit::NotReached || failure.retry_after_ms().is_some();
         let left = deadline.saturating_duration_since(Instant::now());

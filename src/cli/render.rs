@@ -444,7 +444,7 @@ mod tests {
     use std::str::FromStr;
 
     #[test]
-    fn exercise_is_marked_in_every_view_and_language() {
+    fn exercise_is_marked_in_every_format_and_language() {
         for (lang, badge) in [(Lang::Ar, "تمرين"), (Lang::Fr, "EXERCICE"), (Lang::En, "EXERCISE")] {
             let context = context(lang);
             let render = Render::new(&context, directory());

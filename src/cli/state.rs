@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn inactive_state_is_marked_in_every_view_and_language() {
+    fn inactive_state_is_marked_in_every_format_and_language() {
         for (lang, terms) in [
             (Lang::Ar, ["سارية", "ملغاة", "مستبدلة", "منتهية"]),
             (Lang::Fr, ["actif", "annulé", "remplacé", "expiré"]),

@@ -64,7 +64,7 @@ impl Committer {
     /// now.
     #[must_use]
     pub fn over_share(&self) -> BTreeMap<Member, OverQuota> {
-        self.shared.shares.lock().over_quota().map(|(member, over)| (member.clone(), over)).collect()
+        self.shared.shares.lock().over_quota().map(|(member, over_quota)| (member.clone(), over_quota)).collect()
     }
 
     /// Returns the bytes that one member may send in a day.
@@ -88,11 +88,11 @@ impl CommitterShared {
         owner: &Member,
         sender_member: &Member,
         bytes: usize,
-        urgent: Option<Priority>,
+        priority: Option<Priority>,
     ) -> bool {
         let tier = *self.tier.borrow();
         let source = ContentSource { me: &self.feed.member, owner, sender_member };
-        self.shares.lock().admit(tier, source, bytes as u64, urgent)
+        self.shares.lock().admit(tier, source, bytes as u64, priority)
     }
 
     /// Counts entries that were committed as digests.
@@ -100,8 +100,8 @@ impl CommitterShared {
         if *self.tier.borrow() != Tier::All {
             return;
         }
-        let (member, newly_over) = self.shares.lock().reduced(owner, sender_member, entries);
-        if newly_over {
+        let (member, newly_over_quota) = self.shares.lock().reduced(owner, sender_member, entries);
+        if newly_over_quota {
             tracing::warn!(
                 %member,
                 "the member has used its share of the disk space: its content is stored as digests only"

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use barid_core::bulletin::{Priority, ValidBulletin, urgent};
+use barid_core::bulletin::{Priority, ValidBulletin, header_priority};
 use barid_core::feed::checkpoint::Checkpoint;
 use barid_core::feed::note::Note;
 use barid_core::feed::tree::CompactRange;
@@ -51,7 +51,7 @@ impl Committer {
         &self,
         priority: VerifiedPriority,
     ) -> Result<oneshot::Receiver<Result<PriorityOutcome, CommitFailure>>, CommitFailure> {
-        let slots = if priority.urgent == Some(Priority::Actual) { &self.shared.priority } else { &self.shared.others };
+        let slots = if priority.class == Some(Priority::Actual) { &self.shared.priority } else { &self.shared.others };
         let permit = Arc::clone(&slots.free).acquire_owned().await.map_err(|_| self.stopped())?;
         let (reply, response) = oneshot::channel();
         self.work
@@ -63,7 +63,8 @@ impl Committer {
 
     /// Returns the queue slots for a group.
     pub(super) fn slots(&self, group: &[ValidBulletin]) -> &Arc<Semaphore> {
-        let slots: &QueueSlots = match group.iter().filter_map(|bulletin| urgent(&bulletin.proto_header)).min() {
+        let priorities = group.iter().filter_map(|bulletin| header_priority(&bulletin.proto_header));
+        let slots: &QueueSlots = match priorities.min() {
             Some(Priority::Actual) => &self.shared.priority,
             Some(Priority::Other) => &self.shared.others,
             None => &self.shared.queue,
@@ -104,11 +105,11 @@ impl Writer {
         let pending = || commit_batch.commit.priority.iter().filter(|held| held.feed == *feed);
         let held = store.out_of_order(feed, index..index.saturating_add(1)).first().map(|(_, digest)| *digest);
         let held = held.or_else(|| pending().find(|held| held.index == index).map(|held| held.entry.digest));
-        let count = priority.urgent.map_or(0, |how| self.count_ahead(commit_batch, feed, how));
+        let count = priority.class.map_or(0, |how| self.count_ahead(commit_batch, feed, how));
         let admission = admit(&priority, size, held, count, &PriorityLimits::NODE);
         let fits = admission != Admission::Accept || {
             let bytes = priority.envelope().map_or(0, Bytes::len);
-            self.shared.admits_content(&feed.member, &priority.feed_sender, bytes, priority.urgent)
+            self.shared.admits_content(&feed.member, &priority.feed_sender, bytes, priority.class)
         };
         if !fits {
             return Ok(PriorityOutcome::Full);
@@ -155,7 +156,9 @@ impl Writer {
     /// counted.
     fn count_ahead(&self, commit_batch: &CommitBatch, feed: &FeedId, how: Priority) -> usize {
         let of_this_sort = |held: &&PriorityEntry| match &held.entry.content {
-            Content::Disclosed { header: Some(header), .. } => urgent(header).unwrap_or(Priority::Other) == how,
+            Content::Disclosed { header: Some(header), .. } => {
+                header_priority(header).unwrap_or(Priority::Other) == how
+            }
             _ => how == Priority::Other,
         };
         let pending =
@@ -168,7 +171,7 @@ impl Writer {
         };
         // Only some of them may have this priority. The index also lists expired entries, which
         // take no slot.
-        match store.urgent_indexes(feed, how, *first, store.out_of_order(feed, *first..u64::MAX).len()) {
+        match store.priority_indexes(feed, how, *first, store.out_of_order(feed, *first..u64::MAX).len()) {
             Ok(held) => held.iter().filter(|index| unexpired.binary_search(index).is_ok()).count() + pending,
             Err(error) => {
                 tracing::error!(

@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use barid_core::bulletin::{Priority, urgent};
+use barid_core::bulletin::{Priority, header_priority};
 use barid_core::follow::VerifiedContent;
 use parking_lot::{Condvar, Mutex};
 
@@ -110,10 +110,12 @@ impl Ordinary {
 pub(super) fn priority_of(work: &Work) -> Option<Priority> {
     match work {
         Work::Priority(priority, ..) => match &priority.entry.content {
-            VerifiedContent::Disclosed { header: Some(header), .. } => Some(urgent(header).unwrap_or(Priority::Other)),
+            VerifiedContent::Disclosed { header: Some(header), .. } => {
+                Some(header_priority(header).unwrap_or(Priority::Other))
+            }
             _ => Some(Priority::Other),
         },
-        Work::Publish(group, ..) => group.iter().filter_map(|bulletin| urgent(&bulletin.proto_header)).min(),
+        Work::Publish(group, ..) => group.iter().filter_map(|bulletin| header_priority(&bulletin.proto_header)).min(),
         Work::Append(..) | Work::Backfill(..) | Work::Records(..) | Work::Stop(_) => None,
     }
 }
@@ -377,16 +379,16 @@ mod tests {
         Work::Append(Box::new(batch(&Default::default(), 1)), oneshot::channel().0, permit)
     }
 
-    fn urgent() -> Work {
+    fn prioritized() -> Work {
         let permit = std::sync::Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         Work::Priority(Box::new(priority()), oneshot::channel().0, permit)
     }
 
-    fn drained(queue: &Queue, now: Instant) -> Vec<&'static str> {
+    fn popped(queue: &Queue, now: Instant) -> Vec<&'static str> {
         let mut next = queue.first(now);
-        let mut drained = Vec::new();
+        let mut popped = Vec::new();
         while let Some(work) = next {
-            drained.push(match work {
+            popped.push(match work {
                 Work::Records(..) => "records",
                 Work::Append(..) => "appended",
                 Work::Priority(..) => "priority",
@@ -394,7 +396,7 @@ mod tests {
             });
             next = queue.more();
         }
-        drained
+        popped
     }
 
     #[test]
@@ -408,31 +410,31 @@ mod tests {
         queue.push(appended()).unwrap();
         assert_eq!(queue.wait(Instant::now() + RECORDS_LINGER), Wakeup::Ready);
         queue.push(records()).unwrap();
-        assert_eq!(drained(&queue, now), ["records", "appended", "records"]);
+        assert_eq!(popped(&queue, now), ["records", "appended", "records"]);
         assert_eq!(queue.wait(now), Wakeup::Timeout);
     }
 
     #[test]
     fn lanes_alternate_and_lingering_records_take_no_turn() {
         let (queue, now) = (Queue::new(None), Instant::now());
-        for work in [appended(), urgent(), appended()] {
+        for work in [appended(), prioritized(), appended()] {
             queue.push(work).unwrap();
         }
-        assert_eq!(drained(&queue, now), ["priority"]);
-        queue.push(urgent()).unwrap();
-        assert_eq!(drained(&queue, now), ["appended", "appended"]);
-        assert_eq!(drained(&queue, now), ["priority"]);
+        assert_eq!(popped(&queue, now), ["priority"]);
+        queue.push(prioritized()).unwrap();
+        assert_eq!(popped(&queue, now), ["appended", "appended"]);
+        assert_eq!(popped(&queue, now), ["priority"]);
         queue.push(records()).unwrap();
-        queue.push(urgent()).unwrap();
-        assert_eq!(drained(&queue, now), ["priority"], "although its lane had the last turn");
-        queue.push(urgent()).unwrap();
+        queue.push(prioritized()).unwrap();
+        assert_eq!(popped(&queue, now), ["priority"], "although its lane had the last turn");
+        queue.push(prioritized()).unwrap();
         let later = Instant::now() + RECORDS_LINGER;
-        assert_eq!(drained(&queue, later), ["records"], "it does not wait for the urgent lane to be empty");
-        assert_eq!(drained(&queue, later), ["priority"]);
+        assert_eq!(popped(&queue, later), ["records"], "it does not wait for the urgent lane to be empty");
+        assert_eq!(popped(&queue, later), ["priority"]);
         // Work that was put back comes first.
         queue.push(appended()).unwrap();
         queue.requeue(records());
-        assert_eq!(drained(&queue, now), ["records", "appended"]);
+        assert_eq!(popped(&queue, now), ["records", "appended"]);
     }
 
     fn of_bytes(own: bool, bytes: usize) -> Work {
@@ -469,7 +471,7 @@ mod tests {
         assert!(matches!(flood, Work::Append(..)));
         queue.push(of_bytes(true, 100)).unwrap();
         queue.push(of_bytes(true, 100)).unwrap();
-        assert_eq!(drained(&queue, now), ["other", "other"], "without large work in the same commit");
+        assert_eq!(popped(&queue, now), ["other", "other"], "without large work in the same commit");
         queue.push(of_bytes(true, 100)).unwrap();
         queue.push(of_bytes(true, 100)).unwrap();
         let flood = queue.first(now).unwrap();
@@ -484,7 +486,7 @@ mod tests {
         queue.push(of_bytes(false, 100)).unwrap();
         queue.push(Work::Stop(oneshot::channel().0)).unwrap();
         queue.push(of_bytes(true, 100)).unwrap();
-        assert_eq!(drained(&queue, now), ["other", "other", "appended", "appended", "other"]);
+        assert_eq!(popped(&queue, now), ["other", "other", "appended", "appended", "other"]);
         assert!(queue.first(now).is_none());
     }
 
@@ -499,7 +501,7 @@ mod tests {
             queue.holds_single(small, 1, 0) && !queue.holds_single(small, 0, 0) && !queue.holds_single(|_| false, 1, 0)
         );
         assert!(queue.push_if_idle(appended()).unwrap().is_some(), "the queue is not idle");
-        queue.push(urgent()).unwrap();
+        queue.push(prioritized()).unwrap();
         assert!(!queue.holds_single(small, 1, 0));
     }
 
@@ -514,7 +516,7 @@ mod tests {
         queue.push(records()).unwrap();
         queue.remove_sender();
         assert_eq!(queue.wait(now + Duration::from_secs(600)), Wakeup::Ready, "accepted work is still done");
-        assert_eq!(drained(&queue, now), ["records"]);
+        assert_eq!(popped(&queue, now), ["records"]);
         assert_eq!(queue.wait(now + Duration::from_secs(600)), Wakeup::Closed);
         queue.close();
         assert!(queue.push(records()).is_err());

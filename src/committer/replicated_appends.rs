@@ -80,7 +80,7 @@ impl Writer {
         // Charged only now that the content is committed, and without entries charged when they
         // came ahead of the order.
         let feed_sender = batch.feed_sender.clone();
-        let admits = |bytes, urgent| self.shared.admits_content(&feed.member, &feed_sender, bytes, urgent);
+        let admits = |bytes, priority| self.shared.admits_content(&feed.member, &feed_sender, bytes, priority);
         let reduced = batch.reduce(|index| ahead.binary_search(&index).is_ok(), admits).len() as u64;
         let VerifiedBatch { entries, compact_range, checkpoint, consistency_proof, .. } = batch;
         let mut new = Vec::with_capacity(entries.len());

@@ -177,7 +177,7 @@ impl CommitScheduler {
             let waited = self.queue.wait(next_space_check);
             let mut guard = WriterGuard { scheduler: &self, writer: self.writer.lock() };
             let Some(writer) = guard.writer.as_mut() else { return };
-            next_space_check = writer.check_disk_space_if_due() + DISK_SPACE_CHECK_INTERVAL;
+            next_space_check = writer.check_disk_space_at_interval() + DISK_SPACE_CHECK_INTERVAL;
             match waited {
                 Wakeup::Ready => stop = guard.step(Instant::now()),
                 Wakeup::Timeout => {}
@@ -263,13 +263,13 @@ mod tests {
     fn priority_entries_in_quick_succession_are_not_isolated() {
         let (mut latency, now) = (CommitLatency::UNKNOWN, Instant::now());
         let permit = || Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
-        let urgent = Work::Priority(Box::new(priority()), tokio::sync::oneshot::channel().0, permit());
+        let prioritized = Work::Priority(Box::new(priority()), tokio::sync::oneshot::channel().0, permit());
         let other = Work::Records(Records::default(), tokio::sync::oneshot::channel().0, permit());
-        assert!(latency.is_isolated(&urgent, now));
-        assert!(!latency.is_isolated(&urgent, now + INLINE_COMMIT_MAX));
-        assert!(!latency.is_isolated(&urgent, now + 2 * INLINE_COMMIT_MAX), "the third is not isolated either");
+        assert!(latency.is_isolated(&prioritized, now));
+        assert!(!latency.is_isolated(&prioritized, now + INLINE_COMMIT_MAX));
+        assert!(!latency.is_isolated(&prioritized, now + 2 * INLINE_COMMIT_MAX), "the third is not isolated either");
         assert!(latency.is_isolated(&other, now + 2 * INLINE_COMMIT_MAX));
-        assert!(latency.is_isolated(&urgent, now + 4 * INLINE_COMMIT_MAX));
+        assert!(latency.is_isolated(&prioritized, now + 4 * INLINE_COMMIT_MAX));
     }
 
     fn size(store: &Arc<dyn Store>) -> u64 {

@@ -60,7 +60,7 @@ pub(super) fn priority() -> VerifiedPriority {
         feed_sender,
         index: 0,
         entry,
-        urgent: None,
+        class: None,
         checkpoint,
         proof: Vec::new(),
         findings: Vec::new(),

@@ -302,7 +302,7 @@ impl Writer {
     }
 
     /// Checks the disk space if it is time to. Returns when it was last checked.
-    pub(super) fn check_disk_space_if_due(&mut self) -> Instant {
+    pub(super) fn check_disk_space_at_interval(&mut self) -> Instant {
         if self.space_checked_at.elapsed() >= DISK_SPACE_CHECK_INTERVAL {
             self.check_disk_space();
             self.space_checked_at = Instant::now();

@@ -113,8 +113,8 @@ impl BackfillSchedule {
             let superseded = epochs.get(&feed.member).is_some_and(|newest| *newest > feed.epoch);
             let settled = settled.filter(|_| !superseded).map_or(0, |settled| settled.scanned_to);
             let not_held = |from| store.undisclosed_ranges_from(&feed, from, BACKFILL_RANGES_MAX);
-            let stand = BackfillContext { size, roster, settled, owner, own: feed.member == *me, all_topics };
-            let found = progress.next(stand, now_ms, not_held, pause_ms)?;
+            let context = BackfillContext { size, roster, settled, owner, own: feed.member == *me, all_topics };
+            let found = progress.next(context, now_ms, not_held, pause_ms)?;
             if found.is_none()
                 && owner
                 && let Some(scanned_to) = progress.settled(size)
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn serving_peer_is_not_asked_for_entries_it_just_served() {
+    async fn serving_peer_gets_no_request_for_entries_it_just_served() {
         let case = Case::new();
         assert!(!case.request_without_content("ly", 1).is_empty());
         let ly = "ly".parse().unwrap();

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn window_fills_fast_line_with_short_queues() {
+    fn window_saturates_fast_line_with_short_queues() {
         // 100 MB/s and 0.2 ms: the queue stays within 2 ms, which is 200 kB, plus a batch or two.
         let congestion_window = simulate(CongestionWindow::default(), 2.0, 100e6, 0.000_2);
         assert!((64 << 10..1 << 20).contains(&congestion_window.window_bytes), "{}", congestion_window.window_bytes);

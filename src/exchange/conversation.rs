@@ -136,7 +136,7 @@ async fn converse(data: &[u8]) {
 struct RogueLink {
     to_node: tokio::sync::mpsc::Sender<proto::Frame>,
     link: tokio::task::JoinHandle<Result<(), super::LinkError>>,
-    drain_task: tokio::task::JoinHandle<()>,
+    receive_task: tokio::task::JoinHandle<()>,
 }
 
 impl RogueLink {
@@ -146,13 +146,13 @@ impl RogueLink {
         let ended =
             tokio::time::timeout(Duration::from_secs(20), self.link).await.expect("a link ends when its wire ends");
         let _ = ended.expect("a link does not panic");
-        self.drain_task.abort();
+        self.receive_task.abort();
     }
 }
 
 async fn open(node: &Node, choices: &mut Choices<'_>) -> RogueLink {
     let Actor { to_node, mut from_node, link } = Actor::dial(node, "tn");
-    let drain_task = tokio::spawn(async move { while from_node.recv().await.is_some() {} });
+    let receive_task = tokio::spawn(async move { while from_node.recv().await.is_some() {} });
     let mut hello =
         proto::Hello { protocol: 1, exchange: EXCHANGE.into(), roster_version: 1, ..proto::Hello::default() };
     match choices.byte() {
@@ -164,7 +164,7 @@ async fn open(node: &Node, choices: &mut Choices<'_>) -> RogueLink {
         _ => hello.protocol = u32::try_from(choices.number(1)).unwrap_or(u32::MAX),
     }
     let _ = to_node.send(proto::Frame { frame: Some(Frame::Hello(hello)) }).await;
-    RogueLink { to_node, link, drain_task }
+    RogueLink { to_node, link, receive_task }
 }
 
 fn text(choices: &mut Choices<'_>) -> String {

@@ -143,8 +143,8 @@ mod tests {
             Self { store, feed, budgets: CustodyBudgets::default() }
         }
 
-        fn note(&self, range: Range<u64>, gap: Option<Range<u64>>, time: u64, bytes: usize) -> CustodyRecord {
-            CustodyRecord { note: vec![b'n'; bytes].into(), ..custody_of(&self.feed, "ly", range, gap, time) }
+        fn note(&self, range: Range<u64>, not_held: Option<Range<u64>>, time: u64, bytes: usize) -> CustodyRecord {
+            CustodyRecord { note: vec![b'n'; bytes].into(), ..custody_of(&self.feed, "ly", range, not_held, time) }
         }
 
         /// Evaluates notes as one group, and persists the accepted ones.

@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn duplicate_identity_raises_alarm_and_keeps_open_link() {
+    async fn duplicate_identity_raises_alarm_and_leaves_the_open_link() {
         let (alarms, ly) = (Alarms::default(), "ly".parse::<Member>().unwrap());
         let peers = Peers::new(alarms.clone());
         let register = || peers.register(&ly, true, &Arc::default());

@@ -91,7 +91,7 @@ pub(crate) async fn send(
             continue;
         }
         if !unscanned.is_empty() {
-            send_queue.mark_scanned(&unscanned);
+            send_queue.set_scanned(&unscanned);
         }
         tokio::select! {
             changed = commits.changed() => if changed.is_err() { return },
@@ -159,7 +159,7 @@ fn overtaking(
 ) -> Result<impl IntoIterator<Item = (Priority, Vec<u64>)>, ReadError> {
     let size = store.feed(feed).map_or(0, |state| state.compact_range.size());
     let progress = Progress { size, stored: feed_sender.stored(), cursor: feed_sender.cursor() };
-    let read = |how, max| store.urgent_indexes(feed, how, progress.stored, max);
+    let read = |how, max| store.priority_indexes(feed, how, progress.stored, max);
     let rest = |how| {
         let first = read(how, DENSITY_SAMPLE_MAX)?;
         let all = first.len() < DENSITY_SAMPLE_MAX || progress.is_dense(&first);

@@ -298,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn relays_are_asked_in_turn_from_where_each_stopped() {
+    fn relays_get_requests_in_turn_from_where_each_stopped() {
         let member = |code: &str| -> Member { code.parse().expect("a member") };
         let (relay_progress, tn, relays) = (RelayProgress::default(), member("tn"), [member("ly"), member("ma")]);
         let now = Instant::now();

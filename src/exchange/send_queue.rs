@@ -168,7 +168,7 @@ impl SendQueue {
     }
 
     /// Records that the urgent entries of these feeds have been sent, as of these snapshots.
-    pub(crate) fn mark_scanned(&self, feed_senders: &[(FeedId, FeedSender)]) {
+    pub(crate) fn set_scanned(&self, feed_senders: &[(FeedId, FeedSender)]) {
         let mut inner = self.inner.lock();
         for (feed, scanned) in feed_senders {
             if let Some(feed_sender) =

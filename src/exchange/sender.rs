@@ -85,7 +85,7 @@ impl LinkSender {
                 self.heads_pending = true;
             }
             self.heads_pending |= self.send_queue.take_heads_changed();
-            if self.heads_pending && self.heads_due().is_none_or(|due| due <= Instant::now()) {
+            if self.heads_pending && self.next_heads_at().is_none_or(|at| at <= Instant::now()) {
                 self.send_heads().await?;
             }
             match self.send_queue.next(&caught_up) {
@@ -94,8 +94,8 @@ impl LinkSender {
                 Next::Batch(feed, feed_sender) => self.send_batch(feed, &feed_sender, &mut caught_up).await?,
                 Next::Closed => return Ok(()),
                 Next::Idle => {
-                    let heads_due = self.heads_due().filter(|_| self.heads_pending);
-                    let heartbeat_due = self.sent_at + HEARTBEAT_INTERVAL;
+                    let next_heads_at = self.next_heads_at().filter(|_| self.heads_pending);
+                    let next_heartbeat_at = self.sent_at + HEARTBEAT_INTERVAL;
                     tokio::select! {
                         () = self.send_queue.notified() => {}
                         changed = commits.changed() => {
@@ -111,7 +111,7 @@ impl LinkSender {
                             rosters.mark_changed();
                         }
                         Ok(()) = crl_versions.changed() => crl_versions.mark_changed(),
-                        () = tokio::time::sleep_until(heads_due.unwrap_or(heartbeat_due)) => {}
+                        () = tokio::time::sleep_until(next_heads_at.unwrap_or(next_heartbeat_at)) => {}
                         () = self.outgoing.closed() => return Err(TransportClosed),
                     }
                     if self.sent_at + HEARTBEAT_INTERVAL <= Instant::now() {
@@ -187,7 +187,7 @@ impl LinkSender {
         made.unwrap_or_else(|_| Err(ReadError::Damaged("reading panicked".into())))
     }
 
-    fn heads_due(&self) -> Option<Instant> {
+    fn next_heads_at(&self) -> Option<Instant> {
         self.heads_sent_at.map(|at| at + TREE_HEADS_INTERVAL)
     }
 

@@ -90,9 +90,9 @@ impl Exchange {
         }
         let owner = Owner::Member(member.as_str().into());
         let of = |spec| self.shared.options.budgets.of(spec);
-        let call = of(&table::LINK_CALLS).try_charge(&owner, Class::Ordinary, 1).map_err(|over| {
+        let call = of(&table::LINK_CALLS).try_charge(&owner, Class::Ordinary, 1).map_err(|error| {
             report("BUDGET");
-            over_budget(&over)
+            over_budget(&error)
         })?;
         Ok(Terms {
             owner,

@@ -210,7 +210,7 @@ pub fn develop(options: &DevelopOptions) -> Result<(), PkiError> {
     files.public(roster_path, note);
     files.write(|| {
         let folders = options.members.iter().map(|member| options.dir.join(member.code.as_str()));
-        options.owner.map_or(Ok(()), |owner| folders.into_iter().try_for_each(|folder| hand_over(&folder, owner)))
+        options.owner.map_or(Ok(()), |owner| folders.into_iter().try_for_each(|folder| change_owner(&folder, owner)))
     })
 }
 
@@ -393,11 +393,11 @@ fn toml_text(value: &impl serde::Serialize) -> Result<String, PkiError> {
 
 /// Changes the owner of a folder and its content, the folder itself last, so that an interrupted
 /// run can be detected.
-fn hand_over(path: &Path, owner: Owner) -> Result<(), PkiError> {
+fn change_owner(path: &Path, owner: Owner) -> Result<(), PkiError> {
     let io = |source| PkiError::File { path: path.to_owned(), source };
     if fs::symlink_metadata(path).map_err(io)?.is_dir() {
         for entry in fs::read_dir(path).map_err(io)? {
-            hand_over(&entry.map_err(io)?.path(), owner)?;
+            change_owner(&entry.map_err(io)?.path(), owner)?;
         }
     }
     lchown(path, Some(owner.user), Some(owner.group)).map_err(io)

@@ -156,7 +156,7 @@ fn existing_file_is_reported_and_not_overwritten() {
 }
 
 #[test]
-fn init_after_killed_run_starts_over() {
+fn init_after_killed_run_starts_again() {
     let folder = tempfile::tempdir().unwrap();
     let options = two_members(folder.path());
     develop(&options).unwrap();

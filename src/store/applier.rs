@@ -238,7 +238,7 @@ pub(super) fn run(shared: &Arc<StoreShared>) {
         let seq = batch.last().map_or_else(|| shared.queue.applied_seq(), |last| last.committed.seq);
         unflushed += bytes;
         if let Err(error) = apply_batch(shared, &batch, &mut unflushed) {
-            shared.index_db().mark_damaged();
+            shared.index_db().set_damaged();
             tracing::error!(%error, "the index database cannot be used: it is rebuilt from the log");
             match rebuild::until_done(shared, seq) {
                 Ok(true) => release_applied(&mut shared.state.write(), &mut shared.tiles.lock(), &batch),

@@ -270,7 +270,7 @@ impl EntryGenerator {
         let encoded: Bytes = header.encode_to_vec().into();
         let rest = self.envelope_bytes.saturating_sub(encoded.len() + 50).max(8);
         let payload: Vec<u8> =
-            (0..rest.div_ceil(8) as u64).flat_map(|word| mixed(number << 16 | word).to_le_bytes()).collect();
+            (0..rest.div_ceil(8) as u64).flat_map(|block| mixed(number << 16 | block).to_le_bytes()).collect();
         let envelope = proto::Envelope {
             header: encoded,
             payload_type: "barid.body/1".into(),

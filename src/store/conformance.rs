@@ -38,7 +38,7 @@ pub(crate) fn run(open: &mut dyn FnMut(u32) -> Box<dyn Store>, durable: bool) {
     backfill::undisclosed_ranges_are_paged(&*open(8));
     priority::priority_entry_is_stored_once(open, 9, durable);
     priority::out_of_order_entries_are_bounded(&*open(10));
-    priority::out_of_order_custody_notes_leave_a_gap(&*open(11));
+    priority::out_of_order_custody_notes_leave_a_range_uncovered(&*open(11));
     priority::out_of_order_entry_is_displaced_only_by_explicit_commit(open, 12, durable);
     let (mut store, model) = (open(4), MemoryStore::new());
     let mut random = Random(1);
@@ -92,8 +92,8 @@ fn stale_or_invalid_commits_are_rejected(store: &dyn Store) {
         matches!(store.commit(first.clone(), 2), Err(CommitError::Invalid(_))),
         "does not start at the feed's size"
     );
-    let gap = one(append(&feed, 3, vec![withheld(3)]));
-    assert!(matches!(store.commit(gap, 2), Err(CommitError::Invalid(_))));
+    let ahead = one(append(&feed, 3, vec![withheld(3)]));
+    assert!(matches!(store.commit(ahead, 2), Err(CommitError::Invalid(_))));
     let mut twice = one(append(&feed, 2, vec![]));
     twice.appends.push(append(&feed, 2, vec![]));
     assert!(matches!(store.commit(twice, 2), Err(CommitError::Invalid(_))));
@@ -134,7 +134,7 @@ fn notes_are_found_by_size_and_index(store: &dyn Store) {
         custody: custody
             .iter()
             .zip(1..)
-            .map(|((by, range, gap), n)| custody_of(&feed, by, range.clone(), gap.clone(), n))
+            .map(|((by, range, not_held), n)| custody_of(&feed, by, range.clone(), not_held.clone(), n))
             .collect(),
         ..Commit::default()
     };
@@ -191,8 +191,8 @@ pub(crate) fn assert_same(store: &dyn Store, model: &dyn Store, random: &mut Ran
             let max = 1 + random.below(60) as usize;
             for kind in [Priority::Actual, Priority::Other] {
                 assert_eq!(
-                    store.urgent_indexes(feed, kind, from, max).unwrap(),
-                    model.urgent_indexes(feed, kind, from, max).unwrap()
+                    store.priority_indexes(feed, kind, from, max).unwrap(),
+                    model.priority_indexes(feed, kind, from, max).unwrap()
                 );
             }
         }
@@ -389,7 +389,7 @@ pub(crate) fn with_id(feed: &FeedId, id: Uuid) -> NewEntry {
 }
 
 /// Returns an urgent entry of this status.
-pub(crate) fn urgent(feed: &FeedId, number: u64, status: &str) -> NewEntry {
+pub(crate) fn prioritized(feed: &FeedId, number: u64, status: &str) -> NewEntry {
     let header = proto::Header {
         format: 1,
         id: id(number).to_string(),
@@ -501,7 +501,7 @@ impl Random {
             2 => entry(vec![0xff; 20].into(), None),
             // Some ids occur twice.
             3 => disclosed(feed, self.below(number + 1)),
-            8 => urgent(feed, number * 7 + 1, "Exercise"),
+            8 => prioritized(feed, number * 7 + 1, "Exercise"),
             4 | 5 => {
                 // Often the same few bulletins, so that blocks of several batches refer to the same
                 // one.
@@ -544,7 +544,7 @@ impl Random {
                     displaced.extend((other.digest != *held).then(|| (feed.clone(), number)));
                     other
                 }
-                Some(_) => urgent(feed, number + 1, "Actual"),
+                Some(_) => prioritized(feed, number + 1, "Actual"),
                 None => self.entry(feed, number),
             };
             let entries = (first..first + count).map(entry).collect();
@@ -576,8 +576,8 @@ impl Random {
                 let time = store.seq() + place as u64;
                 commit.cosigned.push(cosign(feed, by, self.below(size) + 1, time));
                 let start = self.below(size);
-                let gap = (self.below(2) == 0).then(|| start..start + self.below(size - start));
-                commit.custody.push(custody_of(feed, by, start..start + self.below(size - start) + 1, gap, time));
+                let not_held = (self.below(2) == 0).then(|| start..start + self.below(size - start));
+                commit.custody.push(custody_of(feed, by, start..start + self.below(size - start) + 1, not_held, time));
             }
         }
         if self.below(3) == 0 {

@@ -170,7 +170,7 @@ impl DiskStore {
 
     /// Marks the index database as damaged.
     pub(crate) fn fail_index_db(&self) {
-        self.shared().index_db().mark_damaged();
+        self.shared().index_db().set_damaged();
     }
 
     /// Returns whether it is still damaged, that is, not yet replaced.
@@ -429,8 +429,8 @@ impl Store for DiskStore {
         self.read_priority_entry(feed, index)
     }
 
-    fn urgent_indexes(&self, feed: &FeedId, kind: Priority, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
-        self.read_urgent(feed, kind, from, max)
+    fn priority_indexes(&self, feed: &FeedId, kind: Priority, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
+        self.read_priority_indexes(feed, kind, from, max)
     }
 
     fn undisclosed_ranges_from(

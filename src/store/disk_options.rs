@@ -64,8 +64,8 @@ pub(super) fn reserve_for(commit: &Commit, me: &Member, reserve_bytes: u64) -> u
     let content = |entries: &[NewEntry]| entries.iter().any(|entry| matches!(entry.content, Content::Disclosed { .. }));
     let backfilled = commit.backfills.iter().map(|backfill| &backfill.feed.member);
     let out_of_order = commit.priority.iter().map(|priority| &priority.feed.member);
-    let is_urgent = |entry: &NewEntry| match &entry.content {
-        Content::Disclosed { header, .. } => priority::urgent_of(header.as_deref()) == Some(Priority::Actual),
+    let is_actual_priority = |entry: &NewEntry| match &entry.content {
+        Content::Disclosed { header, .. } => priority::of_header(header.as_deref()) == Some(Priority::Actual),
         Content::Undisclosed(_) => false,
     };
     let tier = if appends().any(|(owner, entries)| owner != me && content(entries))
@@ -74,7 +74,7 @@ pub(super) fn reserve_for(commit: &Commit, me: &Member, reserve_bytes: u64) -> u
         Tier::All
     } else if appends().any(|(owner, entries)| owner != me && !entries.is_empty()) {
         Tier::Digests
-    } else if appends().any(|(_, entries)| entries.iter().any(is_urgent)) {
+    } else if appends().any(|(_, entries)| entries.iter().any(is_actual_priority)) {
         Tier::Priority
     } else if !commit.appends.is_empty() || !commit.backfills.is_empty() {
         Tier::Own

@@ -312,7 +312,7 @@ impl DiskStore {
     }
 
     /// Returns urgent entries from the index database and those not yet applied to it.
-    pub(super) fn read_urgent(
+    pub(super) fn read_priority_indexes(
         &self,
         feed: &FeedId,
         kind: Priority,
@@ -325,12 +325,13 @@ impl DiskStore {
         let (mut found, changed): (BTreeSet<u64>, BTreeSet<u64>) = {
             let state = self.shared().state.read();
             let Some(feed_index) = state.feed_index(number) else { return Ok(Vec::new()) };
-            let newer = |same: bool| feed_index.urgent.range(from..).filter(move |(_, held)| (**held == kind) == same);
+            let newer =
+                |same: bool| feed_index.priorities.range(from..).filter(move |(_, held)| (**held == kind) == same);
             let indexes = |(index, _): (&u64, &Priority)| *index;
             (newer(true).map(indexes).take(max).collect(), newer(false).map(indexes).collect())
         };
         // The index database may still have the previous kind of a changed index.
-        let held = self.shared().index_db().urgent_indexes(number, kind, from, max.saturating_add(changed.len()))?;
+        let held = self.shared().index_db().priority_indexes(number, kind, from, max.saturating_add(changed.len()))?;
         found.extend(held.into_iter().filter(|index| !changed.contains(index)));
         Ok(found.into_iter().take(max).collect())
     }

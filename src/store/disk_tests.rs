@@ -212,7 +212,7 @@ fn full_disk_rejects_commits_and_serves_reads() {
 }
 
 #[test]
-fn attestations_and_urgent_entries_may_use_the_reserve() {
+fn attestations_and_priority_entries_may_use_the_reserve() {
     let dir = tempfile::tempdir().unwrap();
     commit_entries(&open(dir.path()), 3);
     let space = rustix::fs::statvfs(dir.path()).unwrap();
@@ -223,14 +223,14 @@ fn attestations_and_urgent_entries_may_use_the_reserve() {
     let entries = one(append(&feed, 3, vec![disclosed(&feed, 4)]));
     assert!(matches!(store.commit(entries, 3), Err(CommitError::DiskFull { .. })));
     assert_eq!(store.check_capacity().unwrap().tier, Tier::Priority);
-    let urgent = |mut entry: NewEntry| {
+    let prioritized = |mut entry: NewEntry| {
         if let Content::Disclosed { header: Some(header), .. } = &mut entry.content {
             let header = Arc::make_mut(header);
             (header.urgency, header.status) = ("Immediate".into(), "Actual".into());
         }
         entry
     };
-    store.commit(one(append(&feed, 3, vec![urgent(disclosed(&feed, 4))])), 3).unwrap();
+    store.commit(one(append(&feed, 3, vec![prioritized(disclosed(&feed, 4))])), 3).unwrap();
     let attestation = Commit { cosigned: vec![cosign(&feed, "tn", 3, 7)], ..Commit::default() };
     store.commit(attestation, 4).unwrap();
     assert_eq!(store.cosigned_newest(&feed).unwrap(), [cosign(&feed, "tn", 3, 7)]);

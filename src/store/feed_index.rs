@@ -50,7 +50,7 @@ pub(super) struct State {
     /// the number of the commit.
     pub(super) pending_backfills: HashMap<(FeedNumber, u64), (u64, BackfillRef)>,
     /// Urgent entries not yet applied; the kind is in `FeedIndex::urgent`.
-    pending_urgent: VecDeque<(u64, FeedNumber, u64)>,
+    pending_priorities: VecDeque<(u64, FeedNumber, u64)>,
 }
 
 /// An entry that is held ahead of its feed's order.
@@ -83,7 +83,7 @@ pub(super) struct FeedIndex {
     /// Entries held out of order, by index.
     pub(super) out_of_order: BTreeMap<u64, OutOfOrderEntry>,
     /// Urgent entries not yet applied to the index database, by index.
-    pub(super) urgent: BTreeMap<u64, Priority>,
+    pub(super) priorities: BTreeMap<u64, Priority>,
     /// The note of the largest size of each cosigner.
     pub(super) cosigned: BTreeMap<Member, Cosigned>,
     /// The custody note of each holder that ends last among those that join the earlier ones.
@@ -107,7 +107,7 @@ pub(super) struct PendingCommit {
     /// Entries held out of order that an append has reached or displaced.
     pub(super) matched: Vec<(FeedNumber, u64)>,
     /// Urgent entries of this commit.
-    pub(super) urgent: Vec<(FeedNumber, u64, Priority)>,
+    pub(super) priorities: Vec<(FeedNumber, u64, Priority)>,
     /// New rows of all feeds that it changes.
     pub(super) rows: Vec<(FeedNumber, FeedRow)>,
     pub(super) runs: Vec<(FeedNumber, UndisclosedRun)>,
@@ -158,7 +158,7 @@ impl FeedIndex {
             older_runs: false,
             backfilled: false,
             out_of_order: BTreeMap::new(),
-            urgent: BTreeMap::new(),
+            priorities: BTreeMap::new(),
             cosigned: BTreeMap::new(),
             custody: BTreeMap::new(),
             holders: BTreeSet::new(),
@@ -229,7 +229,7 @@ impl State {
             pending_references: VecDeque::new(),
             superseded: BTreeMap::new(),
             pending_backfills: HashMap::new(),
-            pending_urgent: VecDeque::new(),
+            pending_priorities: VecDeque::new(),
         }
     }
 
@@ -269,7 +269,7 @@ impl State {
             backfill_feeds: Vec::with_capacity(commit.backfills.len()),
             priority_feeds: Vec::with_capacity(commit.priority.len()),
             matched: Vec::new(),
-            urgent: Vec::new(),
+            priorities: Vec::new(),
             rows: Vec::new(),
             runs: Vec::new(),
             tiles: Vec::new(),
@@ -284,11 +284,11 @@ impl State {
         self.apply_backfills(committed, position, &mut pending);
         self.apply_appends(committed, position, &mut pending);
         self.apply_priority(committed, position, &mut pending);
-        for (number, index, urgent) in &pending.urgent {
+        for (number, index, class) in &pending.priorities {
             if let Some(feed_index) = self.feeds.get_mut(*number as usize) {
-                feed_index.urgent.insert(*index, *urgent);
+                feed_index.priorities.insert(*index, *class);
             }
-            self.pending_urgent.push_back((committed.seq, *number, *index));
+            self.pending_priorities.push_back((committed.seq, *number, *index));
         }
         pending.references.sort_by_key(|(_, at)| at.offset);
         for ((member, id, role), _) in &pending.references {
@@ -361,8 +361,8 @@ impl State {
                     for referred in validate::references(&backfill.feed, header.as_deref()) {
                         pending.references.push((referred, Referrer { offset, index: *index, feed: number }));
                     }
-                    let urgent = priority::urgent_of(header.as_deref());
-                    pending.urgent.extend(urgent.map(|urgent| (number, *index, urgent)));
+                    let class = priority::of_header(header.as_deref());
+                    pending.priorities.extend(class.map(|class| (number, *index, class)));
                 }
                 let at = BackfillRef { at: NoteRef { position, place }, slot };
                 backfilled.push(((number, *index), (committed.seq, at)));
@@ -398,8 +398,8 @@ impl State {
                 for referred in validate::references(feed, header.as_deref()) {
                     pending.references.push((referred, Referrer { offset, index, feed: number }));
                 }
-                let urgent = priority::urgent_of(header.as_deref());
-                pending.urgent.extend(urgent.map(|urgent| (number, index, urgent)));
+                let class = priority::of_header(header.as_deref());
+                pending.priorities.extend(class.map(|class| (number, index, class)));
                 let id = validate::id_of(feed, header.as_deref());
                 let id = id.map(|id| (id, EntryRef { epoch: feed.epoch, index, feed: number, offset }));
                 self.ids.extend(&feed.member, id.into_iter());
@@ -431,8 +431,8 @@ impl State {
                         for referred in validate::references(&append.feed, header.as_deref()) {
                             pending.references.push((referred, Referrer { offset, index, feed: number }));
                         }
-                        let urgent = priority::urgent_of(header.as_deref());
-                        pending.urgent.extend(urgent.map(|urgent| (number, index, urgent)));
+                        let class = priority::of_header(header.as_deref());
+                        pending.priorities.extend(class.map(|class| (number, index, class)));
                         feed_index.disclosed += 1;
                         offset += 1;
                     }
@@ -464,9 +464,9 @@ impl State {
         while self.pending_custody.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
         while self.pending_references.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
         self.pending_backfills.retain(|_, (number, _)| *number > seq);
-        while let Some((_, number, index)) = self.pending_urgent.pop_front_if(|(number, ..)| *number <= seq) {
+        while let Some((_, number, index)) = self.pending_priorities.pop_front_if(|(number, ..)| *number <= seq) {
             if let Some(feed_index) = self.feeds.get_mut(number as usize) {
-                feed_index.urgent.remove(&index);
+                feed_index.priorities.remove(&index);
             }
         }
         for number in feeds {

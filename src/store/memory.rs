@@ -68,7 +68,7 @@ struct Feed {
     priority: BTreeMap<u64, (PriorityEntry, u64, bool)>,
     /// Time of the commit of each.
     priority_since: BTreeMap<u64, u64>,
-    urgent: BTreeMap<u64, Priority>,
+    priorities: BTreeMap<u64, Priority>,
     cosigned: Vec<Cosigned>,
     custody: Vec<(CustodyRecord, CustodyOrder)>,
     /// The end of each holder's custody notes that join each other.
@@ -144,7 +144,7 @@ impl Inner {
                         }
                         let at = Location { feed: append.feed.clone(), index, offset: number };
                         self.references.add(&at, header.as_deref());
-                        feed.urgent.extend(priority::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
+                        feed.priorities.extend(priority::of_header(header.as_deref()).map(|class| (index, class)));
                     }
                     Content::Undisclosed(_) if feed.priority.get(&index).is_some_and(|(.., reached)| !reached) => {
                         let held = feed.priority.get_mut(&index).expect("it was found");
@@ -211,7 +211,7 @@ impl Inner {
             held.runs.splice(place..=place, validate::split_run(run, index));
         }
         let Content::Disclosed { header, .. } = &backfilled.content else { return };
-        held.urgent.extend(priority::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
+        held.priorities.extend(priority::of_header(header.as_deref()).map(|class| (index, class)));
         self.refer(feed, index, offset, header.as_deref());
     }
 
@@ -223,7 +223,7 @@ impl Inner {
         held.priority.insert(index, (priority.clone(), offset, false));
         held.priority_since.insert(index, time_unix_ms);
         let Content::Disclosed { header, .. } = &priority.entry.content else { return };
-        held.urgent.extend(priority::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
+        held.priorities.extend(priority::of_header(header.as_deref()).map(|class| (index, class)));
         self.refer(feed, index, offset, header.as_deref());
     }
 
@@ -430,10 +430,11 @@ impl Store for MemoryStore {
         Ok(inner.feeds.get(feed).and_then(|feed| feed.priority.get(&index)).map(|(priority, ..)| priority.clone()))
     }
 
-    fn urgent_indexes(&self, feed: &FeedId, kind: Priority, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
+    fn priority_indexes(&self, feed: &FeedId, kind: Priority, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
         let inner = self.inner.lock();
         let Some(held) = inner.feeds.get(feed) else { return Ok(Vec::new()) };
-        Ok(held.urgent.range(from..).filter(|(_, held)| **held == kind).map(|(index, _)| *index).take(max).collect())
+        let of_kind = held.priorities.range(from..).filter(|(_, held)| **held == kind);
+        Ok(of_kind.map(|(index, _)| *index).take(max).collect())
     }
 
     fn undisclosed_ranges_from(

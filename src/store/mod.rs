@@ -482,7 +482,7 @@ pub trait Store: Send + Sync + 'static {
     /// Returns the indexes of a feed's urgent entries of this kind whose content is held, from
     /// index `from` on, ascending, at most `max`. Includes entries held out of order; excludes
     /// urgent entries of the other kind.
-    fn urgent_indexes(&self, feed: &FeedId, kind: Priority, from: u64, max: usize) -> Result<Vec<u64>, ReadError>;
+    fn priority_indexes(&self, feed: &FeedId, kind: Priority, from: u64, max: usize) -> Result<Vec<u64>, ReadError>;
 
     /// Returns the ranges held as digests only that end after index `from`, ascending: the first
     /// ones, at most `max`. May wait for the index database.

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use barid_core::bulletin::{Priority, urgent};
+use barid_core::bulletin::{Priority, header_priority};
 use barid_core::ids::{Digest, FeedId, Undisclosed};
 use barid_core::limits::{
     ENVELOPE_BYTES_MAX, PRIORITY_ENTRIES_MAX, PRIORITY_EXPIRES_MS, PRIORITY_OTHERS_MAX, PROOF_HASHES_MAX,
@@ -116,6 +116,6 @@ pub(super) fn match_appends(commit: &mut Commit, out_of_order: &impl OutOfOrder)
 }
 
 /// Returns the priority of an entry whose content is held; `None` if it is not urgent.
-pub(super) fn urgent_of(header: Option<&proto::Header>) -> Option<Priority> {
-    header.and_then(urgent)
+pub(super) fn of_header(header: Option<&proto::Header>) -> Option<Priority> {
+    header.and_then(header_priority)
 }

@@ -39,7 +39,7 @@ fn publish(world: &World) -> String {
 }
 
 #[test]
-fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
+fn damaged_store_is_reported_or_repaired() {
     let mut world = World::logging("info");
     let ids: Vec<String> = (0..3).map(|_| publish(&world)).collect();
     let held = |world: &World| {

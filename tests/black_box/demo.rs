@@ -90,7 +90,7 @@ fn killed_demo_stops_its_nodes() {
 }
 
 #[test]
-fn demo_with_keep_runs_until_interrupted() {
+fn demo_runs_until_interrupted_on_request() {
     let folder = tempfile::tempdir().unwrap();
     let mut running = demo(&["demo", "--keep"], folder.path()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(running.stdout.take().unwrap()).lines().map(Result::unwrap);

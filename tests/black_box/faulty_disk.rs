@@ -47,7 +47,7 @@ impl SmallDisk {
     }
 
     /// Fills the disk until only `left_bytes` are free.
-    fn fill(&self, left_bytes: u64) {
+    fn occupy(&self, left_bytes: u64) {
         let mut ballast = File::options().create(true).append(true).open(self.path().join("ballast")).unwrap();
         let block = vec![7; 256 << 10];
         while self.free_bytes() > left_bytes {
@@ -146,7 +146,7 @@ fn full_disk_rejects_publishing_serves_reads_and_recovers() {
     let process = world.process("ma");
 
     // Other data fills the disk while clients publish.
-    disk.fill(12 << 20);
+    disk.occupy(12 << 20);
     until("publishing is rejected", || publish(&world, "ma", &[]).map(|new| confirmed(&mut receipts, new)).is_err());
     let rejected = publish(&world, "ma", &[]).unwrap_err();
     assert!(rejected.contains("reserve"), "{rejected}");
@@ -171,7 +171,7 @@ fn full_disk_rejects_publishing_serves_reads_and_recovers() {
     let filling = AtomicBool::new(true);
     thread::scope(|scope| {
         scope.spawn(|| {
-            disk.fill(0);
+            disk.occupy(0);
             filling.store(false, Ordering::Relaxed);
         });
         while filling.load(Ordering::Relaxed) {
@@ -223,7 +223,7 @@ fn index_without_space_is_rebuilt_and_node_survives() {
     let mut receipts: BTreeMap<u64, String> = BTreeMap::new();
     let first = publish(&world, "ma", &["--wait-for", "3"]).unwrap();
     receipts.insert(first.1, first.0);
-    disk.fill(0);
+    disk.occupy(0);
     // The existing segment still has space for some.
     for _ in 0..40 {
         if let Ok((id, index)) = publish(&world, "ma", &[]) {

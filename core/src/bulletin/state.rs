@@ -468,7 +468,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn state_is_independent_of_the_order_of_arrival(
+        fn state_is_independent_of_the_receive_order(
             successors in prop::collection::vec(successor(), 0..8).prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
             cut in 0usize..8,
         ) {

@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn ed25519_signs_as_rfc_8032_section_7_1_says() {
+    fn ed25519_signatures_match_rfc_8032_section_7_1() {
         let vectors = [
             (
                 "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",

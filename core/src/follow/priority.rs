@@ -7,7 +7,7 @@
 use bytes::Bytes;
 
 use super::{ContentPolicy, Equivocation, Fault, FaultKind, Finding, VerifiedContent, VerifiedEntry, proof_hashes};
-use crate::bulletin::{Priority, urgent};
+use crate::bulletin::{Priority, header_priority};
 use crate::envelope;
 use crate::feed::checkpoint::SignedCheckpoint;
 use crate::feed::tree::{TREE_SIZE_MAX, verify_inclusion};
@@ -29,7 +29,7 @@ pub struct VerifiedPriority {
     pub entry: VerifiedEntry,
     /// Its priority class; `None` if this version does not consider it urgent. It then waits for
     /// its feed to reach it.
-    pub urgent: Option<Priority>,
+    pub class: Option<Priority>,
     /// The checkpoint that proves it.
     pub checkpoint: SignedCheckpoint,
     /// Inclusion proof to the checkpoint's root.
@@ -44,7 +44,7 @@ impl VerifiedPriority {
     #[must_use]
     pub fn envelope(&self) -> Option<&Bytes> {
         match &self.entry.content {
-            VerifiedContent::Disclosed { envelope, .. } if self.urgent.is_some() => Some(envelope),
+            VerifiedContent::Disclosed { envelope, .. } if self.class.is_some() => Some(envelope),
             _ => None,
         }
     }
@@ -92,12 +92,12 @@ pub fn verify_priority(
     }
     let mut policy = ContentPolicy { owner: &feed.member, feed_sender, rosters, me, findings: Vec::new() };
     let (content, pending_roster) = policy.envelope(message.index, &message.envelope);
-    let urgent = match &content {
-        VerifiedContent::Disclosed { header: Some(header), .. } => urgent(header),
+    let class = match &content {
+        VerifiedContent::Disclosed { header: Some(header), .. } => header_priority(header),
         _ => None,
     };
     let findings = policy.findings;
     let entry = VerifiedEntry { digest, content, pending_roster };
     let (feed, feed_sender, index) = (feed.clone(), feed_sender.clone(), message.index);
-    Ok(VerifiedPriority { feed, feed_sender, index, entry, urgent, checkpoint, proof, findings })
+    Ok(VerifiedPriority { feed, feed_sender, index, entry, class, checkpoint, proof, findings })
 }

@@ -5,7 +5,7 @@
 //! ([`crate::backfill`]).
 
 use super::{VerifiedBatch, VerifiedContent, VerifiedEntry};
-use crate::bulletin::{Priority, urgent};
+use crate::bulletin::{Priority, header_priority};
 use crate::ids::Undisclosed;
 
 impl VerifiedBatch {
@@ -31,8 +31,8 @@ fn reduce(new: Vec<(u64, &mut VerifiedEntry)>, mut admits: impl FnMut(usize, Opt
     }
     let mut reduced = Vec::new();
     for (index, entry) in new {
-        let urgent = entry.urgent().filter(|urgent| *urgent == Priority::Actual);
-        if urgent.is_none() || !admits(entry.envelope_bytes(), urgent) {
+        let priority = entry.priority().filter(|priority| *priority == Priority::Actual);
+        if priority.is_none() || !admits(entry.envelope_bytes(), priority) {
             (entry.content, entry.pending_roster) = (VerifiedContent::Undisclosed(Undisclosed::NotHeld), None);
             reduced.push(index);
         }
@@ -48,9 +48,9 @@ impl VerifiedEntry {
         }
     }
 
-    fn urgent(&self) -> Option<Priority> {
+    fn priority(&self) -> Option<Priority> {
         match &self.content {
-            VerifiedContent::Disclosed { header: Some(header), .. } => urgent(header),
+            VerifiedContent::Disclosed { header: Some(header), .. } => header_priority(header),
             _ => None,
         }
     }
@@ -82,19 +82,19 @@ mod tests {
     fn trace(entries: &mut [VerifiedEntry], mut admits: impl FnMut(usize, Option<Priority>) -> bool) -> Vec<String> {
         let mut trace = Vec::new();
         let new = (7..).zip(entries.iter_mut()).filter(|(_, entry)| entry.envelope_bytes() > 0).collect();
-        let reduced = reduce(new, |bytes, urgent| {
-            trace.push(format!("{bytes} {urgent:?}"));
-            admits(bytes, urgent)
+        let reduced = reduce(new, |bytes, priority| {
+            trace.push(format!("{bytes} {priority:?}"));
+            admits(bytes, priority)
         });
         trace.push(format!("{reduced:?}"));
         trace
     }
 
     #[test]
-    fn reduced_batch_keeps_digests_and_admits_priority_content_singly() {
+    fn reduced_batch_retains_digests_and_admits_priority_content_singly() {
         let mut entries = [entry(10, None), entry(0, None), entry(20, alert("Actual")), entry(30, alert("Exercise"))];
         let digests = entries.each_ref().map(|entry| entry.digest);
-        let trace = trace(&mut entries, |_, urgent| urgent.is_some());
+        let trace = trace(&mut entries, |_, priority| priority.is_some());
         assert_eq!(trace, ["60 None", "20 Some(Actual)", "[7, 10]"]);
         assert_eq!(entries.each_ref().map(|entry| entry.digest), digests, "the log is the same");
         let reason = |entry: &VerifiedEntry| match entry.content {

@@ -163,7 +163,7 @@ fn catch_up_verifies_batch_by_batch_to_one_checkpoint() {
 }
 
 #[test]
-fn repeated_or_later_batch_is_a_gap() {
+fn repeated_or_later_batch_is_rejected() {
     let feed = Feed::clear(9);
     let mut state = start();
     assert_eq!(rejected(&feed.batch(3, 9)), "gap");
@@ -226,7 +226,7 @@ fn feed_without_keys_in_roster_is_bad_signature() {
 }
 
 #[test]
-fn batch_over_bounds_is_rejected_and_one_entry_always_fits() {
+fn oversized_batch_is_rejected_and_one_entry_always_fits() {
     let mut many = Feed::clear(1).batch(0, 1);
     many.items = vec![run(&[Digest([0; 32]); BATCH_ENTRIES_MAX], "withheld"), run(&[Digest([0; 32])], "withheld")];
     assert_eq!(rejected(&many), "bad-bounds");
@@ -576,7 +576,7 @@ fn entry_of_an_unknown_roster_is_sent_as_not_held() {
     assert_eq!(reasons, ["not_held", "withheld"]);
 }
 
-fn urgent(status: &str) -> proto::Header {
+fn alert(status: &str) -> proto::Header {
     proto::Header { urgency: "Immediate".into(), status: status.into(), ..header("TLP:AMBER", &[], 1) }
 }
 
@@ -594,7 +594,7 @@ fn sent(feed: &Feed, index: u64) -> proto::PriorityEntry {
 #[test]
 fn priority_entry_is_verified_by_its_own_proof() {
     let (rosters, ly) = (chain(&[EVERYBODY]), member("ly"));
-    let headers = [urgent("Exercise"), header("TLP:CLEAR", &[], 1), urgent("Actual")];
+    let headers = [alert("Exercise"), header("TLP:CLEAR", &[], 1), alert("Actual")];
     let feed = Feed::of(headers.iter().zip(0..).map(|(header, n)| sealed(header, n)).collect());
     let verify_one = |message: &proto::PriorityEntry, newest: Option<&SignedCheckpoint>| {
         verify_priority(&Feed::id(), &member("ma"), message, newest, &rosters, &ly)
@@ -602,11 +602,11 @@ fn priority_entry_is_verified_by_its_own_proof() {
     for (index, expected) in [(0, Some(Priority::Other)), (1, None), (2, Some(Priority::Actual))] {
         let message = sent(&feed, index);
         let verified = verify_one(&message, None).unwrap();
-        assert_eq!((verified.index, verified.urgent), (index, expected));
+        assert_eq!((verified.index, verified.class), (index, expected));
         assert_eq!(verified.envelope(), expected.map(|_| &message.envelope));
         assert_eq!(verified.entry.digest, envelope::digest(&message.envelope));
     }
-    let red = proto::Header { handling: header("TLP:RED", &["tn"], 1).handling, ..urgent("Actual") };
+    let red = proto::Header { handling: header("TLP:RED", &["tn"], 1).handling, ..alert("Actual") };
     let verified = verify_one(&sent(&Feed::of(vec![sealed(&red, 1)]), 0), None).unwrap();
     assert_eq!(verified.envelope(), None, "not for us");
     assert_eq!(verified.findings, [Finding { index: 0, kind: FindingKind::Excluded }]);
@@ -627,7 +627,7 @@ fn priority_entry_is_verified_by_its_own_proof() {
     assert_eq!(with(&|message| message.checkpoint = forged.to_bytes().into()), FaultKind::BadSignature);
 
     // A checkpoint that contradicts a known one is equivocation.
-    let other = Feed::of((0..3).map(|n| sealed(&urgent("Actual"), n)).collect());
+    let other = Feed::of((0..3).map(|n| sealed(&alert("Actual"), n)).collect());
     let fault = verify_one(&sent(&other, 2), Some(&feed.checkpoint())).unwrap_err();
     assert!(matches!(fault.kind, FaultKind::Equivocation(_)), "{fault}");
 }
@@ -635,7 +635,7 @@ fn priority_entry_is_verified_by_its_own_proof() {
 #[test]
 fn two_entries_at_one_index_prove_equivocation() {
     let (rosters, size) = (chain(&[EVERYBODY]), 5);
-    let feeds = [0, 10].map(|from| Feed::of((from..from + size).map(|n| sealed(&urgent("Exercise"), n)).collect()));
+    let feeds = [0, 10].map(|from| Feed::of((from..from + size).map(|n| sealed(&alert("Exercise"), n)).collect()));
     let proven = |feed: &Feed, index: u64| ProvenEntry {
         digest: envelope::digest(&feed.envelopes[usize::try_from(index).unwrap()]),
         checkpoint: feed.checkpoint(),

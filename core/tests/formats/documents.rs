@@ -32,7 +32,7 @@ const PAPERS: [(&str, usize); 2] = [("docs/protocol.md", 20), ("docs/store.md", 
 struct Block {
     place: String,
     language: String,
-    says: BTreeMap<String, String>,
+    attributes: BTreeMap<String, String>,
     body: String,
 }
 
@@ -50,11 +50,12 @@ fn blocks(name: &str) -> Vec<Block> {
             Some(_) if open => open = false,
             Some(info) => {
                 open = true;
-                let mut words = info.split_whitespace();
-                let language = words.next().unwrap_or_default().to_owned();
-                let pair = |word: &str| word.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+                let mut parts = info.split_whitespace();
+                let language = parts.next().unwrap_or_default().to_owned();
+                let pair = |part: &str| part.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
                 let place = format!("{name}:{number}");
-                blocks.push(Block { place, language, says: words.filter_map(pair).collect(), body: String::new() });
+                let attributes = parts.filter_map(pair).collect();
+                blocks.push(Block { place, language, attributes, body: String::new() });
             }
             None if open => {
                 let block = blocks.last_mut().unwrap();
@@ -75,18 +76,18 @@ fn range(text: &str) -> (usize, usize) {
 
 /// Returns what the block must repeat; `None` for one that repeats nothing.
 fn expected(block: &Block) -> Option<Vec<u8>> {
-    if let Some(name) = block.says.get("produced") {
+    if let Some(name) = block.attributes.get("produced") {
         return Some(produced(name).unwrap_or_else(|| panic!("{}: nothing is called {name}", block.place)));
     }
-    let file = read(block.says.get("golden")?);
-    if let Some(lines) = block.says.get("lines") {
+    let file = read(block.attributes.get("golden")?);
+    if let Some(lines) = block.attributes.get("lines") {
         let (from, to) = range(lines);
         let text = String::from_utf8(file.to_vec()).unwrap();
         return Some(
             text.lines().skip(from - 1).take(to + 1 - from).fold(String::new(), |all, line| all + line + "\n").into(),
         );
     }
-    Some(match block.says.get("bytes").map(|bytes| range(bytes)) {
+    Some(match block.attributes.get("bytes").map(|bytes| range(bytes)) {
         Some((from, to)) => file.slice(from..to).to_vec(),
         None => file.to_vec(),
     })
@@ -192,18 +193,18 @@ fn documented_limits_match_the_code() {
 fn documented_vocabularies_match_the_code() {
     use barid_core::bulletin::vocabulary::*;
     let text = paper("docs/protocol.md");
-    macro_rules! words {
-        ($($name:ident),+) => { [$($name::ALL.iter().map(|word| word.as_str()).collect::<Vec<_>>()),+] };
+    macro_rules! values {
+        ($($name:ident),+) => { [$($name::ALL.iter().map(|value| value.as_str()).collect::<Vec<_>>()),+] };
     }
-    for words in words![Status, MsgType, Urgency, Severity, Tlp, HandlingCode, Purpose] {
-        let row = words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+    for values in values![Status, MsgType, Urgency, Severity, Tlp, HandlingCode, Purpose] {
+        let row = values.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(", ");
         assert!(text.contains(&row), "the document lacks: {row}");
     }
     for kind in barid_core::bulletin::kinds::REGISTRY {
         assert!(text.contains(&format!("| `{}` |", kind.name)), "the document lacks the kind {}", kind.name);
     }
-    for (_, word, _) in barid_core::ids::Undisclosed::ALL {
-        assert!(text.contains(&format!("| `{word}` |")), "the document lacks the reason {word}");
+    for (_, reason, _) in barid_core::ids::Undisclosed::ALL {
+        assert!(text.contains(&format!("| `{reason}` |")), "the document lacks the reason {reason}");
     }
     assert_eq!(HEADER_FORMAT, 1);
 }
@@ -313,7 +314,7 @@ fn outdated_document_is_detected() {
     let block = |body: &str, golden: &str| Block {
         place: String::new(),
         language: "hex".to_owned(),
-        says: [("golden".to_owned(), golden.to_owned()), ("bytes".to_owned(), "0..4".to_owned())].into(),
+        attributes: [("golden".to_owned(), golden.to_owned()), ("bytes".to_owned(), "0..4".to_owned())].into(),
         body: body.to_owned(),
     };
     let right = block("0aa6 01 # header\n08\n", "envelope.bin");

@@ -246,10 +246,10 @@ fn only_rosters_linked_to_the_trusted_one_are_used() {
     // The file's first roster may follow the trusted one directly; a gap is not allowed.
     let late = |rosters: Vec<(u64, Bytes)>| changed(|parts| parts.rosters = rosters);
     assert_eq!(outcome(&late(vec![(2, roster_2()), (3, third.clone())]), &trusted(&roster_1())), Outcome::SignedOnly);
-    let gap = outcome(&late(vec![(3, third.clone())]), &trusted(&roster_1()));
-    assert_eq!(gap, Outcome::Undecided(EvidenceError::RosterGap { first: 3 }));
-    let gap = outcome(&late(vec![(1, roster_1()), (3, third)]), &trusted(&roster_1()));
-    assert!(matches!(gap, Outcome::Invalid(EvidenceError::Rosters(_))));
+    let missing_roster = outcome(&late(vec![(3, third.clone())]), &trusted(&roster_1()));
+    assert_eq!(missing_roster, Outcome::Undecided(EvidenceError::RosterGap { first: 3 }));
+    let missing_roster = outcome(&late(vec![(1, roster_1()), (3, third)]), &trusted(&roster_1()));
+    assert!(matches!(missing_roster, Outcome::Invalid(EvidenceError::Rosters(_))));
     // Too few governors signed.
     let text = toml::from_str(&Note::parse(&roster_2()).unwrap().text).unwrap();
     for governors in [&[2][..], &[3, 4], &[]] {
@@ -305,7 +305,7 @@ fn entry_cosigned_before_key_compromise_stays_witnessed() {
 }
 
 #[test]
-fn closed_feed_keeps_entries_below_its_final_size() {
+fn closed_feed_retains_entries_below_its_final_size() {
     let root = |size| checkpoint(&tree(), size).checkpoint.root.to_string();
     let closed = |size: u64, root: String| judged_after(move |text| close(text, size, &root));
     assert_eq!(closed(SIZE, root(SIZE)), Outcome::Witnessed);

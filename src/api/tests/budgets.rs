@@ -281,19 +281,19 @@ async fn headers_decide_on_the_content_type_the_method_and_the_timeout() {
 async fn oversized_message_is_denied_by_its_prefix_before_it_is_buffered() {
     let world = World::start().await;
     let client = client(&world, POLICE, 1 << 16).await;
-    let over = |length: u32| Bytes::from([&[0][..], &length.to_be_bytes()].concat());
+    let oversized = |length: u32| Bytes::from([&[0][..], &length.to_be_bytes()].concat());
     let streamed = proto::PublishStreamRequest {
         request: 1,
         publish: Some(proto::PublishRequest { draft: Some(draft(|_| {})), wait_for: None }),
     };
     for (method, body) in [
-        (PUBLISH, over((4 << 20) + 1)),
-        (PUBLISH, over(u32::MAX)),
-        ("FocalPoint/PublishStream", over(u32::MAX)),
+        (PUBLISH, oversized((4 << 20) + 1)),
+        (PUBLISH, oversized(u32::MAX)),
+        ("FocalPoint/PublishStream", oversized(u32::MAX)),
         // The second message of a stream, in the same frame.
-        ("FocalPoint/PublishStream", Bytes::from([framed(&streamed), over(5 << 20)].concat())),
+        ("FocalPoint/PublishStream", Bytes::from([framed(&streamed), oversized(5 << 20)].concat())),
         // Queries are small.
-        (HISTORY, over(1 << 20)),
+        (HISTORY, oversized(1 << 20)),
     ] {
         let (response, _stream) = begin(&client, head(method, &[]), body, false).await;
         assert_eq!(code(response.await.unwrap()).await, Code::ResourceExhausted, "{method}");

@@ -35,7 +35,7 @@ async fn failed_commit_is_never_visible_and_reads_continue() {
     let folder = tempfile::tempdir().unwrap();
     let options = DiskOptions { reserve_bytes: 0, ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap()) };
     let disk = Arc::new(DiskStore::open(folder.path(), &options).unwrap());
-    let world = World::over(Arc::clone(&disk) as Arc<dyn Store>, 1).await;
+    let world = World::with_store(Arc::clone(&disk) as Arc<dyn Store>, 1).await;
     let held = world.published(draft(|_| {})).await;
     let mut reader = world.follow(POLICE).await;
     assert_eq!(reader.delivery().await.offset, 1);
@@ -177,7 +177,7 @@ async fn damaged_entry_is_reported_and_does_not_block_reads() {
         ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap())
     };
     let disk: Arc<dyn Store> = Arc::new(DiskStore::open(folder.path(), &options).unwrap());
-    let world = World::over(disk, 1).await;
+    let world = World::with_store(disk, 1).await;
     let mut ids = Vec::new();
     for _ in 0..5 {
         ids.push(world.published(draft(|_| {})).await.id);

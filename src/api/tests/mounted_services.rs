@@ -88,7 +88,7 @@ async fn health_knows_every_service() {
 }
 
 #[tokio::test]
-async fn reflection_answers_unknown_names_and_continues() {
+async fn reflection_rejects_unknown_names_and_continues() {
     use MessageRequest::{AllExtensionNumbersOfType, FileByFilename, FileContainingSymbol, ListServices};
     use tonic_reflection::pb::v1alpha;
     let world = World::start().await;
@@ -126,7 +126,7 @@ async fn reflection_answers_unknown_names_and_continues() {
 }
 
 #[tokio::test]
-async fn health_watch_of_an_unknown_service_stays_open_and_of_a_known_one_answers() {
+async fn health_watch_of_an_unknown_service_stays_open_and_of_a_known_one_responds() {
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_client::HealthClient;
     let world = World::start().await;

@@ -211,7 +211,7 @@ async fn subscription_limit_frees_a_name_on_removal_or_expiry() {
         let commit = Commit { cursors: vec![cursor], time_unix_ms: now - days * DAY_MS, ..Default::default() };
         seq = store.commit(commit, seq).unwrap().seq;
     }
-    let world = World::over(Arc::clone(&store), 1).await;
+    let world = World::with_store(Arc::clone(&store), 1).await;
     let limits = |limits: &str| {
         let text = access().replacen("working_groups", &format!("limits = {{ {limits} }}\nworking_groups"), 1);
         world.access.store(Arc::new(Access::parse(&text).unwrap()));
@@ -247,7 +247,7 @@ async fn unused_names_are_removed_while_the_node_runs() {
     let new = Commit { cursors: vec![record("new")], time_unix_ms: super::world::now(), ..Default::default() };
     store.commit(old, 0).unwrap();
     store.commit(new, 1).unwrap();
-    let world = World::over(Arc::clone(&store), 1).await;
+    let world = World::with_store(Arc::clone(&store), 1).await;
     let _served = super::mounted_services::served(&world).await;
     super::world::until("all but one are removed", || store.subscriptions("", 10).len() == 1).await;
     assert!(store.subscription("agency/new/alerts").is_some());
@@ -256,7 +256,7 @@ async fn unused_names_are_removed_while_the_node_runs() {
 #[tokio::test]
 async fn subscription_is_stale_after_recovery_without_a_cursor() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let world = World::over(Arc::clone(&store), 1).await;
+    let world = World::with_store(Arc::clone(&store), 1).await;
     publish(&world, 3).await;
     for name in ["one", "two", "three"] {
         opened(&world, POLICE, named(name, "beginning")).await.unwrap();
@@ -277,7 +277,7 @@ async fn subscription_is_stale_after_recovery_without_a_cursor() {
     let recovered = (Code::NotFound, "UNKNOWN_SUBSCRIPTION".to_owned(), "recovered".to_owned());
     assert_eq!(open_error(&world, POLICE, named("one", "")).await, recovered);
 
-    let world = World::over(Arc::clone(&store), 2).await;
+    let world = World::with_store(Arc::clone(&store), 2).await;
     assert!(listed(&world, POLICE).await.iter().all(|one| one.stale));
     for name in ["one", "two", "three"] {
         assert_eq!(open_error(&world, POLICE, named(name, "")).await, recovered);

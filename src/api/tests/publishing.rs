@@ -146,12 +146,12 @@ async fn invalid_topic_is_reported_with_all_other_faults_and_denied_topic_is_nam
 #[tokio::test]
 async fn id_of_an_older_epoch_gets_the_receipt_of_that_epoch() {
     let store = Arc::new(MemoryStore::new());
-    let before = World::over(Arc::clone(&store) as _, 1).await;
+    let before = World::with_store(Arc::clone(&store) as _, 1).await;
     before.published(with_id(9)).await;
     let first = before.published(with_id(1)).await;
     before.custody("tn", &feed("ma", 1), 0..2, None).await;
     before.committer.stop().await;
-    let world = World::over(store, 2).await;
+    let world = World::with_store(store, 2).await;
     for n in 2..5 {
         world.published(with_id(n)).await;
     }
@@ -239,7 +239,7 @@ async fn stream_waiting_for_capacity_ends_when_its_client_disconnects() {
 }
 
 #[tokio::test]
-async fn requests_before_a_broken_one_are_published_and_answered() {
+async fn requests_before_a_broken_one_are_published_and_completed() {
     let world = World::start().await;
     let requests = stream::iter([
         Ok(request(1, with_id(1))),
@@ -395,7 +395,7 @@ async fn measure() {
     let own = feed("ma", 1);
     let options = crate::store::disk::DiskOptions::new(own.member.clone(), own.exchange.clone());
     let store = crate::store::disk::DiskStore::open(folder.path(), &options).unwrap();
-    let world = World::over(Arc::new(store), 1).await;
+    let world = World::with_store(Arc::new(store), 1).await;
     let mut spent = std::time::Duration::ZERO;
     for group in 0..GROUPS {
         let (mut pending, mut bulletins) = (Vec::new(), Vec::new());
@@ -421,7 +421,7 @@ async fn measure() {
 }
 
 #[tokio::test]
-async fn stopping_node_answers_accepted_requests_then_ends_with_unavailable() {
+async fn stopping_node_completes_accepted_requests_then_ends_with_unavailable() {
     let world = World::start().await;
     let requests = (0..300).map(|n| request(n, with_id(n))).collect();
     let mut stream = stream_of(&world, requests);

@@ -274,10 +274,10 @@ impl Round {
         for code in ["tn", "ly"] {
             for _ in 0..self.random.below(4) {
                 self.published += 1;
-                let (n, urgent) = (self.published, self.random.below(3) == 0);
+                let (n, extreme) = (self.published, self.random.below(3) == 0);
                 let envelope = careless(code, 1, |_, header| {
                     header.id = format!("01971f5a-3c00-7a10-8b5e-{n:012x}");
-                    header.severity = if urgent { "Extreme".into() } else { header.severity.clone() };
+                    header.severity = if extreme { "Extreme".into() } else { header.severity.clone() };
                 });
                 self.logs.get_mut(&feed(code, 1)).unwrap().push(envelope);
             }
@@ -320,7 +320,7 @@ impl Round {
             feed,
             index: index as u64,
             entry,
-            urgent: Some(Priority::Other),
+            class: Some(Priority::Other),
             proof: Vec::new(),
             findings: Vec::new(),
         };

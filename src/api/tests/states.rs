@@ -106,7 +106,7 @@ async fn cancellation_received_before_its_bulletin_takes_effect() {
     let folder = tempfile::tempdir().unwrap();
     let options = DiskOptions { reserve_bytes: 0, ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap()) };
     let disk = Arc::new(DiskStore::open(folder.path(), &options).unwrap());
-    let world = World::over(disk as Arc<dyn Store>, 1).await;
+    let world = World::with_store(disk as Arc<dyn Store>, 1).await;
     let original = bulletin("tn", 7, |_| {});
     let reference = proto::Reference {
         member: "tn".into(),
@@ -207,7 +207,7 @@ async fn measure() {
     let folder = tempfile::tempdir().unwrap();
     let options = DiskOptions { reserve_bytes: 0, ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap()) };
     let disk = Arc::new(DiskStore::open(folder.path(), &options).unwrap());
-    let world = World::over(disk as Arc<dyn Store>, 1).await;
+    let world = World::with_store(disk as Arc<dyn Store>, 1).await;
     for group in 0..ENTRIES / 1_000 {
         let bulletins = (0..1_000).map(|n| super::world::own_bulletin(group << 16 | n)).collect();
         world.committer.publish(bulletins).await.unwrap();

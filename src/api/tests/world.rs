@@ -133,17 +133,17 @@ pub(super) struct World {
 
 impl World {
     pub(super) async fn start() -> Self {
-        Self::over(Arc::new(MemoryStore::new()), 1).await
+        Self::with_store(Arc::new(MemoryStore::new()), 1).await
     }
 
     /// Starts a node in its `epoch`, over a store that may hold earlier ones.
-    pub(super) async fn over(store: Arc<dyn Store>, epoch: u32) -> Self {
+    pub(super) async fn with_store(store: Arc<dyn Store>, epoch: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let high_water_mark = folder.path().join("mark");
         Self { _folder: Some(folder), ..Self::with_high_water_mark(store, epoch, high_water_mark).await }
     }
 
-    /// Like [`Self::over`], with the high-water mark at the given path.
+    /// Like [`Self::with_store`], with the high-water mark at the given path.
     pub(super) async fn with_high_water_mark(
         store: Arc<dyn Store>,
         epoch: u32,

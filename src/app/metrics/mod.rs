@@ -149,10 +149,10 @@ impl MetricsSource {
         expiries.extend(authority.map(|end| ("authority", domain.clone(), end)));
         let mut crls: BTreeMap<String, i64> = BTreeMap::new();
         for list in node.crls.held.held(&node.crls.trust) {
-            let due = crls.entry(list.trust_domain.clone()).or_insert(list.next_update);
-            *due = list.next_update.min(*due);
+            let next_update = crls.entry(list.trust_domain.clone()).or_insert(list.next_update);
+            *next_update = list.next_update.min(*next_update);
         }
-        expiries.extend(crls.into_iter().map(|(domain, due)| ("crl", domain, due)));
+        expiries.extend(crls.into_iter().map(|(domain, next_update)| ("crl", domain, next_update)));
         expiries
     }
 }

@@ -21,7 +21,7 @@ use crate::rpc::focal_point_client::FocalPointClient;
 /// size.
 pub(super) const BODY_BYTES: usize = 1_024;
 /// Topic of urgent bulletins.
-pub(super) const URGENT_TOPIC: &str = "information.urgent";
+pub(super) const PRIORITY_TOPIC: &str = "information.urgent";
 
 /// When to stop publishing: at the first limit that is reached.
 #[derive(Clone, Copy, Debug)]
@@ -51,24 +51,24 @@ pub(super) struct Published {
 pub(super) struct Publisher {
     client: FocalPointClient<Channel>,
     number: u64,
-    urgent: bool,
+    priority: bool,
 }
 
 impl Publisher {
     pub(super) fn new(channel: Channel, number: u64) -> Self {
-        Self { client: client(channel), number: number << 48, urgent: false }
+        Self { client: client(channel), number: number << 48, priority: false }
     }
 
     /// Makes every further bulletin urgent, on its own topic.
-    pub(super) fn urgent(self) -> Self {
-        Self { urgent: true, ..self }
+    pub(super) fn with_priority(self) -> Self {
+        Self { priority: true, ..self }
     }
 
     fn draft(&mut self) -> proto::Draft {
         self.number += 1;
         let mut draft = draft(self.number);
-        if let Some(header) = draft.header.as_mut().filter(|_| self.urgent) {
-            (header.topic, header.urgency) = (URGENT_TOPIC.into(), "Immediate".into());
+        if let Some(header) = draft.header.as_mut().filter(|_| self.priority) {
+            (header.topic, header.urgency) = (PRIORITY_TOPIC.into(), "Immediate".into());
         }
         draft
     }
@@ -94,7 +94,7 @@ impl Publisher {
     /// Returns a publisher on the same connection with a separate range of numbers.
     fn apart(&mut self) -> Self {
         self.number += 1 << 32;
-        Self { client: self.client.clone(), number: self.number, urgent: self.urgent }
+        Self { client: self.client.clone(), number: self.number, priority: self.priority }
     }
 
     async fn streaming(&mut self, in_flight: usize, per_second: u64, until: Until) -> Result<Published, Failure> {

@@ -165,24 +165,24 @@ impl Bench<'_> {
             let name = format!("publish_inflight{in_flight}");
             let (cpu, begun) = (cpu_seconds(pair.pid(Side::A)), Instant::now());
             let published = publisher.stream(in_flight, 0, self.for_a_while()).await?;
-            let drained = pair.drained().await? - begun;
-            self.published(&name, published, drained, cpu_seconds(pair.pid(Side::A)) - cpu)?;
+            let caught_up = pair.caught_up().await? - begun;
+            self.published(&name, published, caught_up, cpu_seconds(pair.pid(Side::A)) - cpu)?;
         }
         for in_flight in [1, 64] {
             let name = format!("publish_unary{in_flight}");
             let (cpu, begun) = (cpu_seconds(pair.pid(Side::A)), Instant::now());
             let published = publisher.unary(in_flight, self.for_a_while()).await?;
-            let drained = pair.drained().await? - begun;
-            self.published(&name, published, drained, cpu_seconds(pair.pid(Side::A)) - cpu)?;
+            let caught_up = pair.caught_up().await? - begun;
+            self.published(&name, published, caught_up, cpu_seconds(pair.pid(Side::A)) - cpu)?;
         }
         let until = Until { count: FIXED_RATE_COUNT, spent: Duration::MAX };
         let mut fixed_rate = publisher.stream(usize::from(u16::MAX), FIXED_RATE_PER_SECOND, until).await?;
         self.metrics.latencies("publish_500ps.ack_", &mut fixed_rate.acks)
     }
 
-    fn published(&self, name: &str, mut run: Published, drained: Duration, cpu: f64) -> Result<(), Failure> {
+    fn published(&self, name: &str, mut run: Published, caught_up: Duration, cpu: f64) -> Result<(), Failure> {
         self.metrics.put(&format!("{name}.rate"), rate(run.count, run.spent), "msg/s")?;
-        self.metrics.put(&format!("{name}.rate.drained"), rate(run.count, drained), "msg/s")?;
+        self.metrics.put(&format!("{name}.rate.drained"), rate(run.count, caught_up), "msg/s")?;
         self.metrics.latencies(&format!("{name}.ack_"), &mut run.acks)?;
         self.metrics.put(&format!("{name}.server_cpu"), per(cpu * 1e3, run.count), "cpu_s/1000msg")
     }
@@ -240,9 +240,9 @@ impl Bench<'_> {
         let published = publisher.stream(1_024, 0, Until { count, spent: Duration::MAX }).await?;
         let received = reading.await.map_err(|error| failed(&error))??;
         let spent = received.last().map_or(Duration::ZERO, |(_, at)| *at - begun);
-        let drained = pair.drained().await? - begun;
+        let caught_up = pair.caught_up().await? - begun;
         self.metrics.put("e2e_flood.rate", rate(count, spent), "msg/s")?;
-        self.metrics.put("e2e_flood.rate.drained", rate(count, drained), "msg/s")?;
+        self.metrics.put("e2e_flood.rate.drained", rate(count, caught_up), "msg/s")?;
         self.metrics.put("e2e_flood.publish_rate", rate(count, published.spent), "msg/s")?;
         self.metrics.put("e2e_flood.p50", ms(percentile(&mut latencies(&published, &received), 50)), "ms")?;
         self.metrics.put("e2e_flood.servers_cpu", per((Self::cpu_of(pair) - cpu) * 1e3, count), "cpu_s/1000msg")?;
@@ -266,10 +266,10 @@ impl Bench<'_> {
         name: &str,
         count: u64,
     ) -> Result<u64, Failure> {
-        pair.drained().await?;
+        pair.caught_up().await?;
         pair.stop(Side::B)?;
         publisher.stream(1_024, 0, Until { count, spent: Duration::MAX }).await?;
-        pair.drained().await?;
+        pair.caught_up().await?;
         let all = pair.operator(Side::A)?.status().await?.own.unwrap_or_default().size;
         let (before, cpu, wire) = (all - count, cpu_seconds(pair.pid(Side::A)), loopback_bytes());
         let begun = Instant::now();
@@ -282,11 +282,11 @@ impl Bench<'_> {
         let counted_at = Instant::now();
         let done = pair.until(Side::B, "caught up", |status| followed(status) >= all).await?;
         let wire = loopback_bytes() - wire;
-        let drained = pair.drained().await?;
+        let caught_up = pair.caught_up().await?;
         let cpu = cpu_seconds(pair.pid(Side::A)) - cpu + cpu_seconds(pair.pid(Side::B));
         let put = |metric: &str, value, unit| self.metrics.put(&format!("{name}.{metric}"), value, unit);
         put("rate_since_start_of_b", rate(count, done - begun), "msg/s")?;
-        put("rate_since_start_of_b.drained", rate(count, drained - begun), "msg/s")?;
+        put("rate_since_start_of_b.drained", rate(count, caught_up - begun), "msg/s")?;
         put("delay_to_first", ms(first_at - begun), "ms")?;
         if first < all {
             put("rate_since_first", rate(all - first, done - counted_at), "msg/s")?;

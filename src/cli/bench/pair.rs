@@ -185,7 +185,7 @@ impl Pair {
     }
 
     /// Waits until both index databases have applied everything and B holds all entries of A.
-    pub(super) async fn drained(&self) -> Result<Instant, Failure> {
+    pub(super) async fn caught_up(&self) -> Result<Instant, Failure> {
         let mut held = 0;
         if self.pid(Side::A) != 0 {
             self.until(Side::A, "index drained", |status| status.index_lag_commits == 0).await?;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::load::{Publisher, Subscriber, URGENT_TOPIC, Until};
+use super::load::{PRIORITY_TOPIC, Publisher, Subscriber, Until};
 use super::measure::rate;
 use super::pair::{Pair, Side, followed};
 use super::{Bench, Failure, READER, failed, latencies};
@@ -23,29 +23,29 @@ impl Bench<'_> {
         let count = self.args.history;
         let mut pair = Pair::make()?;
         pair.start_both().await?;
-        let mut urgent = Publisher::new(pair.connect(Side::A, READER)?, 4).urgent();
+        let mut prioritized = Publisher::new(pair.connect(Side::A, READER)?, 4).with_priority();
         let mut ordinary = Publisher::new(pair.connect(Side::A, READER)?, 5);
-        let mut reader = Subscriber::of_topic(pair.connect(Side::B, READER)?, URGENT_TOPIC).await?;
-        (reader, _) = round(&mut urgent, reader, 200).await?;
-        let (reader, mut idle) = round(&mut urgent, reader, IDLE_COUNT).await?;
+        let mut reader = Subscriber::of_topic(pair.connect(Side::B, READER)?, PRIORITY_TOPIC).await?;
+        (reader, _) = round(&mut prioritized, reader, 200).await?;
+        let (reader, mut idle) = round(&mut prioritized, reader, IDLE_COUNT).await?;
         drop(reader);
 
         let (mut loaded, mut held, mut spent) = (Times::default(), 0, Duration::ZERO);
         for _ in 0..BACKLOGS {
-            pair.drained().await?;
+            pair.caught_up().await?;
             pair.stop(Side::B)?;
             ordinary.stream(1_024, 0, Until { count, spent: Duration::MAX }).await?;
-            pair.drained().await?;
+            pair.caught_up().await?;
             let all = pair.operator(Side::A)?.status().await?.own.unwrap_or_default().size;
             pair.start(Side::B)?;
             pair.until(Side::B, "following", |status| followed(status) > all - count).await?;
-            let mut reader = Subscriber::of_topic(pair.connect(Side::B, READER)?, URGENT_TOPIC).await?;
+            let mut reader = Subscriber::of_topic(pair.connect(Side::B, READER)?, PRIORITY_TOPIC).await?;
             let operator = pair.operator(Side::B)?;
             let (before, begun) = (followed(&operator.status().await?), Instant::now());
             let mut last = (before, begun);
             loop {
                 let received;
-                (reader, received) = round(&mut urgent, reader, ROUND_COUNT).await?;
+                (reader, received) = round(&mut prioritized, reader, ROUND_COUNT).await?;
                 let now = followed(&operator.status().await?);
                 // A round in which the backlog ended is not counted.
                 if now >= all {

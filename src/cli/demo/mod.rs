@@ -68,7 +68,7 @@ async fn run_scenario(
     printer.line("", "")?;
     printer.line("demo-passed", &printer.context.output.paint(&passed, Style::new().green().bold()))?;
     if keep {
-        printer.keep(exchange)?;
+        printer.next_steps(exchange)?;
         return Err(exchange.first_to_end().await);
     }
     Ok(())
@@ -117,7 +117,7 @@ impl StepPrinter<'_> {
     }
 
     /// Prints how to use the running nodes from another terminal.
-    fn keep(&self, exchange: &Exchange) -> Result<(), Failure> {
+    fn next_steps(&self, exchange: &Exchange) -> Result<(), Failure> {
         let messages = &self.context.messages;
         self.line("", "")?;
         self.line("demo-keep", &messages.text("demo-keep"))?;

@@ -92,13 +92,13 @@ impl LinkReceiver {
             expired.for_each(|feed_receiver| _ = feed_receiver.pause(now));
             return;
         }
-        let is_due = |feed_receiver: &FeedReceiver| feed_receiver.retry_at().is_some_and(|retry_at| retry_at <= now);
+        let may_retry = |feed_receiver: &FeedReceiver| feed_receiver.retry_at().is_some_and(|retry_at| retry_at <= now);
         self.feed_receivers
-            .retain(|feed, feed_receiver| !is_due(feed_receiver) || !self.shared.stopped_feeds.contains(feed));
+            .retain(|feed, feed_receiver| !may_retry(feed_receiver) || !self.shared.stopped_feeds.contains(feed));
         let feeds: Vec<FeedId> = self
             .feed_receivers
             .iter()
-            .filter(|(_, feed_receiver)| is_due(feed_receiver))
+            .filter(|(_, feed_receiver)| may_retry(feed_receiver))
             .map(|(feed, _)| feed.clone())
             .collect();
         for feed in feeds {

@@ -19,7 +19,7 @@ async fn damaged_entry_does_not_block_the_feed_and_is_backfilled_after_repair() 
         ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap())
     };
     let store: Arc<dyn Store> = Arc::new(DiskStore::open(folder.path(), &options).unwrap());
-    let (ma, ly) = (Node::over(store, "ma", &[], Arc::new(NoRevocations)), Node::start("ly"));
+    let (ma, ly) = (Node::with_store(store, "ma", &[], Arc::new(NoRevocations)), Node::start("ly"));
     ma.publish(5, |_| {}).await;
     ma.store.apply_index();
     let Content::Disclosed { envelope, .. } = ma.store.entries(&feed("ma"), 2, 1, 0).unwrap().remove(0).content else {

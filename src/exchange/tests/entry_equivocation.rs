@@ -10,7 +10,7 @@ use super::world::{Node, connect, feed, honest, until};
 use crate::committer::feed_forked_bulletin;
 use crate::store::Content;
 
-fn all_urgent() -> Feed {
+fn all_priority() -> Feed {
     Feed::of(bulletins_with(|_, draft| immediate("Exercise")(draft)))
 }
 
@@ -45,7 +45,7 @@ async fn resume(node: &Node) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn decision_on_two_entries_persists_and_a_third_entry_stops_the_feed_again() {
     let ly = Node::start("ly");
-    let (one, other, third) = (all_urgent(), all_urgent(), longer());
+    let (one, other, third) = (all_priority(), all_priority(), longer());
     let mut ma = followed_peer(&ly).await;
     ma.send(Frame::PriorityEntry(one.priority(3))).await;
     until("the priority entry is held", || by_offset(&ly) == [3]).await;
@@ -93,7 +93,7 @@ async fn decision_on_two_entries_persists_and_a_third_entry_stops_the_feed_again
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn resumed_feed_accepts_only_decided_entries_in_order() {
     let ly = Node::start("ly");
-    let (one, other, third) = (all_urgent(), all_urgent(), all_urgent());
+    let (one, other, third) = (all_priority(), all_priority(), all_priority());
     let mut ma = followed_peer(&ly).await;
     ma.send(Frame::PriorityEntry(one.priority(3))).await;
     until("the priority entry is held", || by_offset(&ly) == [3]).await;
@@ -115,7 +115,7 @@ async fn resumed_feed_accepts_only_decided_entries_in_order() {
 async fn announced_entry_equivocation_stops_the_feed_at_other_members() {
     let (ly, tn) = (Node::start("ly"), Node::start("tn"));
     let _cable = connect(&ly, &tn, honest(), honest());
-    let (one, other) = (all_urgent(), all_urgent());
+    let (one, other) = (all_priority(), all_priority());
     let ma = followed_peer(&ly).await;
     for feed in [&one, &other] {
         ma.send(Frame::PriorityEntry(feed.priority(3))).await;
@@ -123,7 +123,10 @@ async fn announced_entry_equivocation_stops_the_feed_at_other_members() {
     until("the feed is stopped", || stopped(&ly) && forks(&ly) == (1, 0)).await;
     let evidence = undecided(&ly, 3);
     let announcement = feed_forked_bulletin(&evidence.clone().into(), &ly.me, ly.rosters.load().newest()).unwrap();
-    assert_eq!(barid_core::bulletin::urgent(&announcement.proto_header), Some(barid_core::bulletin::Priority::Other));
+    assert_eq!(
+        barid_core::bulletin::header_priority(&announcement.proto_header),
+        Some(barid_core::bulletin::Priority::Other)
+    );
     let body = barid_core::envelope::body_of(&announcement.envelope).unwrap();
     let Some(proto::body::Content::FeedForked(announced)) = body.content else { panic!("another kind") };
     assert_eq!((announced.index, announced.digest.as_ref()), (3, &evidence.one.digest.0[..]));

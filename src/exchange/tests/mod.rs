@@ -530,7 +530,7 @@ impl Dial for PlainDial {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lower_code_dials_and_redials_over_grpc() {
+async fn lower_code_dials_and_redials_with_grpc() {
     let (ly, ma) = (Node::start("ly"), Node::start("ma"));
     ma.publish(3_000, |_| {}).await;
     let at_ma = listen(&ma, "ly").await;
@@ -560,7 +560,7 @@ async fn higher_code_dials_after_grace_without_link() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn duplicate_identity_raises_alarms_and_keeps_one_link() {
+async fn duplicate_identity_raises_alarms_and_leaves_one_link() {
     let (ma, one, copy) = (Node::start("ma"), Node::start("ly"), Node::start("ly"));
     let at_ma = listen(&ma, "ly").await;
     let dial = Arc::new(PlainDial([("ma", at_ma)].into()));

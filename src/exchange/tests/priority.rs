@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use barid_core::bulletin::{ValidBulletin, urgent};
+use barid_core::bulletin::{ValidBulletin, header_priority};
 use barid_core::feed::checkpoint::{Checkpoint, sign};
 use barid_core::feed::note::Algorithm;
 use barid_core::feed::tree::{MemoryTree, inclusion_proof};
@@ -242,7 +242,7 @@ async fn repeated_excluded_and_ordinary_priority_frames_are_ignored() {
         }
         _ => {}
     }));
-    assert_eq!(sent.bulletins.iter().filter(|bulletin| urgent(&bulletin.proto_header).is_some()).count(), 3);
+    assert_eq!(sent.bulletins.iter().filter(|bulletin| header_priority(&bulletin.proto_header).is_some()).count(), 3);
     let mut ma = followed_peer(&ly).await;
     for index in [5, 3, 4, 3, 7, 3] {
         ma.send(Frame::PriorityEntry(sent.priority(index))).await;
@@ -287,8 +287,8 @@ async fn unproven_priority_entry_is_rejected() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_entries_at_one_index_are_proven_in_any_order() {
-    let all_urgent = || Feed::of(bulletins_with(|_, draft| immediate("Exercise")(draft)));
-    let (one, other) = (all_urgent(), all_urgent());
+    let all_priority = || Feed::of(bulletins_with(|_, draft| immediate("Exercise")(draft)));
+    let (one, other) = (all_priority(), all_priority());
     let cases: [(&str, Vec<Frame>); 3] = [
         ("ahead, then in order", vec![Frame::PriorityEntry(one.priority(3)), Frame::Entries(other.entries())]),
         ("in order, then ahead", vec![Frame::Entries(other.entries()), Frame::PriorityEntry(one.priority(3))]),

@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 /// A node whose disk size the test sets.
 fn small(code: &str) -> (Node, Arc<MemoryStore>) {
     let store = Arc::new(MemoryStore::new());
-    (Node::over(Arc::clone(&store) as _, code, &[], Arc::new(NoRevocations)), store)
+    (Node::with_store(Arc::clone(&store) as _, code, &[], Arc::new(NoRevocations)), store)
 }
 
 async fn set_tier(node: &Node, store: &MemoryStore, tier: Tier) {
@@ -91,8 +91,8 @@ async fn flooding_member_uses_only_its_share_of_the_disk() {
     until("the feed is followed", || ly.size(&tn.feed()) == 2_000).await;
     let held = disclosed(&ly, "tn").iter().filter(|held| **held).count();
     assert!((50..1_500).contains(&held), "{held} in full");
-    let over: Vec<Member> = ly.committer.over_share().into_keys().collect();
-    assert_eq!(over, std::slice::from_ref(&tn.me));
+    let over_share: Vec<Member> = ly.committer.over_share().into_keys().collect();
+    assert_eq!(over_share, std::slice::from_ref(&tn.me));
     ma.publish(100, |_| {}).await;
     ly.publish(100, |_| {}).await;
     until("others are followed in full", || disclosed(&ly, "ma") == [true; 100]).await;

@@ -85,7 +85,7 @@ pub(super) struct Node {
     pub(super) rosters: RosterStore,
     pub(super) exchange: Exchange,
     shutdown: watch::Sender<bool>,
-    _mark_folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
 }
 
 impl Node {
@@ -100,11 +100,16 @@ impl Node {
 
     /// A node with revocation lists that the test provides.
     pub(super) fn with(code: &str, topics: &[&str], revocations: Arc<dyn Revocations>) -> Self {
-        Self::over(Arc::new(MemoryStore::new()), code, topics, revocations)
+        Self::with_store(Arc::new(MemoryStore::new()), code, topics, revocations)
     }
 
     /// A node with a store that the test provides.
-    pub(super) fn over(store: Arc<dyn Store>, code: &str, topics: &[&str], revocations: Arc<dyn Revocations>) -> Self {
+    pub(super) fn with_store(
+        store: Arc<dyn Store>,
+        code: &str,
+        topics: &[&str],
+        revocations: Arc<dyn Revocations>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let committer = Committer::start(
             Arc::clone(&store),
@@ -120,7 +125,7 @@ impl Node {
         .unwrap();
         let rosters = RosterStore::new(RosterChain::start(&roster(1, None)).unwrap());
         let (exchange, stop) = exchange(&committer, &rosters, topics, revocations);
-        Self { me: member(code), store, committer, rosters, exchange, shutdown: stop, _mark_folder: folder }
+        Self { me: member(code), store, committer, rosters, exchange, shutdown: stop, _folder: folder }
     }
 
     /// The same node with other topics; its links end.

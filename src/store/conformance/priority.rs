@@ -4,7 +4,7 @@ use barid_core::bulletin::Priority;
 use barid_core::ids::{Digest, FeedId, Hash, Undisclosed};
 use barid_core::limits::PRIORITY_EXPIRES_MS;
 
-use super::{ALL, append, custody_of, disclosed, feed, id, one, urgent, withheld};
+use super::{ALL, append, custody_of, disclosed, feed, id, one, prioritized, withheld};
 use crate::store::{
     Backfill, Commit, CommitError, Content, CustodyRecord, NewEntry, OUT_OF_ORDER_MAX, PriorityEntry, Store,
 };
@@ -14,7 +14,7 @@ pub(crate) fn priority(feed: &FeedId, index: u64) -> PriorityEntry {
     PriorityEntry {
         feed: feed.clone(),
         index,
-        entry: urgent(feed, index + 1, "Actual"),
+        entry: prioritized(feed, index + 1, "Actual"),
         proof: vec![Hash([5; 32]); 3],
         checkpoint: format!("{feed}\n{}\nexercise\n", index + 7).into(),
         checkpoint_size: index + 7,
@@ -58,10 +58,10 @@ pub(super) fn priority_entry_is_stored_once(open: &mut dyn FnMut(u32) -> Box<dyn
             [5, 700]
         );
         assert_eq!(store.out_of_order(&feed, 6..700), []);
-        assert_eq!(store.urgent_indexes(&feed, Priority::Actual, 0, 9).unwrap(), [5, 700]);
-        assert_eq!(store.urgent_indexes(&feed, Priority::Actual, 6, 9).unwrap(), [700]);
-        assert_eq!(store.urgent_indexes(&feed, Priority::Actual, 0, 1).unwrap(), [5]);
-        assert_eq!(store.urgent_indexes(&feed, Priority::Other, 0, 9).unwrap(), [0_u64; 0]);
+        assert_eq!(store.priority_indexes(&feed, Priority::Actual, 0, 9).unwrap(), [5, 700]);
+        assert_eq!(store.priority_indexes(&feed, Priority::Actual, 6, 9).unwrap(), [700]);
+        assert_eq!(store.priority_indexes(&feed, Priority::Actual, 0, 1).unwrap(), [5]);
+        assert_eq!(store.priority_indexes(&feed, Priority::Other, 0, 9).unwrap(), [0_u64; 0]);
         assert_eq!(store.history(u64::MAX, 9, 9, &|_| true).unwrap().0.len(), 2);
         assert!(store.priority_entry(&feed, 6).unwrap().is_none());
         reopen(&mut store, open);
@@ -76,12 +76,13 @@ pub(super) fn priority_entry_is_stored_once(open: &mut dyn FnMut(u32) -> Box<dyn
 
     // The feed reaches it: an append with another digest is rejected.
     let entries = |at_five: NewEntry| -> Vec<NewEntry> {
-        (0..5).map(|n| disclosed(&feed, n + 1)).chain([at_five, withheld(6), urgent(&feed, 8, "Exercise")]).collect()
+        let rest = [at_five, withheld(6), prioritized(&feed, 8, "Exercise")];
+        (0..5).map(|n| disclosed(&feed, n + 1)).chain(rest).collect()
     };
     let other = one(append(&feed, 0, entries(disclosed(&feed, 6))));
     assert!(matches!(store.commit(other, 1), Err(CommitError::Invalid(_))), "a fork");
     assert!(store.feed(&feed).is_none());
-    let mut commit = one(append(&feed, 0, entries(urgent(&feed, 6, "Actual"))));
+    let mut commit = one(append(&feed, 0, entries(prioritized(&feed, 6, "Actual"))));
     commit.priority = vec![priority(&feed, 8)];
     let early = Commit { priority: vec![priority(&feed, 7)], ..commit.clone() };
     assert!(matches!(store.commit(early, 1), Err(CommitError::Invalid(_))), "the append of the same commit has it");
@@ -109,13 +110,13 @@ pub(super) fn priority_entry_is_stored_once(open: &mut dyn FnMut(u32) -> Box<dyn
         assert_eq!(store.missing(&feed, &[5, 6, 8]).unwrap().iter().filter(|lack| lack.is_some()).count(), 1);
         assert_eq!(store.out_of_order(&feed, 0..u64::MAX).iter().map(|(index, _)| *index).collect::<Vec<_>>(), [700]);
         assert!(store.priority_entry(&feed, 5).unwrap().is_some(), "its own proof stays");
-        assert_eq!(store.urgent_indexes(&feed, Priority::Actual, 0, 9).unwrap(), [5, 8, 700]);
+        assert_eq!(store.priority_indexes(&feed, Priority::Actual, 0, 9).unwrap(), [5, 8, 700]);
         assert_eq!(
-            store.urgent_indexes(&feed, Priority::Actual, 0, 2).unwrap(),
+            store.priority_indexes(&feed, Priority::Actual, 0, 2).unwrap(),
             [5, 8],
             "an exercise between them does not count"
         );
-        assert_eq!(store.urgent_indexes(&feed, Priority::Other, 0, 9).unwrap(), [7]);
+        assert_eq!(store.priority_indexes(&feed, Priority::Other, 0, 9).unwrap(), [7]);
         let found: Vec<u64> = (1..10).map(|offset| store.entries_from(offset, 1, ALL).unwrap()[0].index).collect();
         assert_eq!(found, [5, 700, 0, 1, 2, 3, 4, 7, 8]);
         reopen(&mut store, open);
@@ -124,7 +125,7 @@ pub(super) fn priority_entry_is_stored_once(open: &mut dyn FnMut(u32) -> Box<dyn
         matches!(store.commit(priority_commit(vec![priority(&feed, 5)]), 3), Err(CommitError::Invalid(_))),
         "it is behind"
     );
-    let backfill = Backfill { feed: feed.clone(), entries: vec![(8, urgent(&feed, 9, "Actual"))] };
+    let backfill = Backfill { feed: feed.clone(), entries: vec![(8, prioritized(&feed, 9, "Actual"))] };
     let backfill = Commit { backfills: vec![backfill], ..Commit::default() };
     assert!(matches!(store.commit(backfill, 3), Err(CommitError::Invalid(_))), "it is held in full");
 }
@@ -201,9 +202,9 @@ pub(super) fn out_of_order_entries_are_bounded(store: &dyn Store) {
     assert!(matches!(store.commit(many(5_000, 2), 2), Err(CommitError::Invalid(_))));
     store.commit(many(5_000, 1), 2).unwrap();
     assert!(matches!(store.commit(many(6_000, 1), 3), Err(CommitError::Invalid(_))));
-    store.commit(one(append(&feed, 0, (0..11).map(|n| urgent(&feed, n + 1, "Actual")).collect())), 3).unwrap();
+    store.commit(one(append(&feed, 0, (0..11).map(|n| prioritized(&feed, n + 1, "Actual")).collect())), 3).unwrap();
     store.commit(many(6_000, 1), 4).unwrap();
-    assert_eq!(store.urgent_indexes(&feed, Priority::Actual, 0, ALL).unwrap().len(), OUT_OF_ORDER_MAX + 11);
+    assert_eq!(store.priority_indexes(&feed, Priority::Actual, 0, ALL).unwrap().len(), OUT_OF_ORDER_MAX + 11);
     // Slots expire: a feed that does not reach its entries within a day may have others sent ahead
     // again.
     let late = |from: u64, time_unix_ms| Commit { time_unix_ms, ..many(from, 1) };
@@ -218,7 +219,7 @@ pub(super) fn out_of_order_entries_are_bounded(store: &dyn Store) {
 }
 
 /// A custody note for an out-of-order entry does not cover the entries before it.
-pub(super) fn out_of_order_custody_notes_leave_a_gap(store: &dyn Store) {
+pub(super) fn out_of_order_custody_notes_leave_a_range_uncovered(store: &dyn Store) {
     let feed = feed("ma", 1);
     store.commit(one(append(&feed, 0, (0..20).map(|n| disclosed(&feed, n + 1)).collect())), 0).unwrap();
     let custody = [("ly", 15..16), ("tn", 0..5), ("tn", 12..13), ("tn", 5..8), ("tn", 8..14)];

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ack_summary_keeps_first_and_newest_and_round_trips() {
+    fn ack_summary_has_first_and_newest_and_round_trips() {
         let referrer = |offset| Referrer { offset, index: offset + 100, feed: 7 };
         let ack = [3, 5, 9, 9, 5].iter().fold(None, |held, offset| Some(add(held, &referrer(*offset)))).unwrap();
         assert_eq!(ack, AckSummary { first: (3, 103), newest: (9, 109), count: 3 });

@@ -10,7 +10,7 @@ use barid_core::ids::Member;
 use uuid::Uuid;
 
 use super::references::{self, REFERENCES_MAX, Referrer};
-use super::{IndexDb, acks, backfills, columns, ids, urgent};
+use super::{IndexDb, acks, backfills, columns, ids, priorities};
 use crate::store::feed_index::{PendingCommit, Referred};
 use crate::store::keys::{self, BackfillRef, ENTRY_RUNS_MAX, EntryRun, FeedNumber, IndexCursor, Key, NoteRef, Value};
 use crate::store::log::Resume;
@@ -30,7 +30,7 @@ struct Batch<'a> {
     ids: BTreeMap<FeedNumber, Ids<'a>>,
     references: BTreeMap<(&'a Member, ReferenceKind, Uuid), Vec<Referrer>>,
     acks: BTreeMap<&'a Referred, Vec<Referrer>>,
-    urgent: BTreeMap<(FeedNumber, u64), urgent::Bucket>,
+    priorities: BTreeMap<(FeedNumber, u64), priorities::Bucket>,
     /// Changes of the ranges that a holder's custody notes state as held in full: end by start;
     /// `None`: the range is removed.
     held_by: BTreeMap<(FeedNumber, Member), BTreeMap<u64, Option<u64>>>,
@@ -60,7 +60,7 @@ fn apply_part(index_db: &IndexDb, commits: &[PendingCommit]) -> Result<(), ReadE
         entries(&mut batch, pending);
         notes(index_db, &mut batch, pending)?;
         out_of_order(&mut batch, pending);
-        urgent(index_db, &mut batch, pending)?;
+        priorities(index_db, &mut batch, pending)?;
     }
     let cursor = IndexCursor {
         resume: Resume { position: last.position, seq: last.committed.seq, hash: last.committed.hash },
@@ -246,12 +246,12 @@ fn out_of_order(batch: &mut Batch<'_>, pending: &PendingCommit) {
     }
 }
 
-fn urgent(index_db: &IndexDb, batch: &mut Batch<'_>, pending: &PendingCommit) -> Result<(), ReadError> {
-    for (feed, index, kind) in &pending.urgent {
-        let number = urgent::bucket_of(*index);
-        let bucket = match batch.urgent.entry((*feed, number)) {
+fn priorities(index_db: &IndexDb, batch: &mut Batch<'_>, pending: &PendingCommit) -> Result<(), ReadError> {
+    for (feed, index, kind) in &pending.priorities {
+        let number = priorities::bucket_of(*index);
+        let bucket = match batch.priorities.entry((*feed, number)) {
             Entry::Occupied(held) => held.into_mut(),
-            Entry::Vacant(place) => place.insert(index_db.urgent_bucket(*feed, number)?),
+            Entry::Vacant(place) => place.insert(index_db.priority_bucket(*feed, number)?),
         };
         bucket.insert(*index, *kind);
     }
@@ -355,8 +355,8 @@ impl Batch<'_> {
                 self.keys.insert(key, end.map(|end| Value::new().u64(end).bytes()));
             }
         }
-        for ((feed, number), bucket) in std::mem::take(&mut self.urgent) {
-            self.put(Key::new(keys::URGENT).u32(feed).u64(number), bucket.encode());
+        for ((feed, number), bucket) in std::mem::take(&mut self.priorities) {
+            self.put(Key::new(keys::PRIORITY).u32(feed).u64(number), bucket.encode());
         }
         self.keys
     }

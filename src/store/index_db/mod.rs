@@ -13,9 +13,9 @@ mod apply;
 pub(super) mod backfills;
 pub(super) mod columns;
 pub(super) mod ids;
+pub(super) mod priorities;
 mod query;
 pub(super) mod references;
-pub(super) mod urgent;
 
 use std::fs;
 use std::io;
@@ -85,7 +85,7 @@ impl IndexDb {
 
     /// Drops the contents and opens an empty one.
     pub(super) fn reset(self, dir: &Path, cache_bytes: u64) -> io::Result<Self> {
-        self.mark_damaged();
+        self.set_damaged();
         drop(self);
         Self::open(dir, cache_bytes)
     }
@@ -102,7 +102,7 @@ impl IndexDb {
     }
 
     /// Makes the next opening rebuild the index database.
-    pub(super) fn mark_damaged(&self) {
+    pub(super) fn set_damaged(&self) {
         if self.damaged.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -152,7 +152,7 @@ impl IndexDb {
 
     /// Marks the index database as damaged after an error of sled, so that it is rebuilt.
     fn failed(&self, error: &sled::Error) -> ReadError {
-        self.mark_damaged();
+        self.set_damaged();
         ReadError::Behind(error.to_string())
     }
 }

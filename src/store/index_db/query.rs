@@ -12,7 +12,7 @@ use barid_core::ids::{Digest, FeedId, Member, Undisclosed};
 use uuid::Uuid;
 
 use super::references::{self, Referrer};
-use super::{IndexDb, acks, backfills, columns, ids, unreadable, urgent};
+use super::{IndexDb, acks, backfills, columns, ids, priorities, unreadable};
 use crate::store::feed_index::OutOfOrderEntry;
 use crate::store::keys::{self, BackfillRef, EntryRun, FeedNumber, FeedRow, Fields, Key, NoteRef};
 use crate::store::log::Position;
@@ -230,17 +230,17 @@ impl IndexDb {
     }
 
     /// Returns the last run that begins at or before `index`, skipping runs whose start
-    /// `passed_over` accepts.
+    /// `skip` accepts.
     pub(in crate::store) fn run_before(
         &self,
         feed: FeedNumber,
         index: u64,
-        passed_over: impl Fn(u64) -> bool,
+        skip: impl Fn(u64) -> bool,
     ) -> Result<Option<UndisclosedRun>, ReadError> {
         let prefix = Key::new(keys::NOT_HELD).u32(feed);
         for pair in self.descending(&prefix, &prefix.clone().u64(index)) {
             let run = run(&pair?)?;
-            if !passed_over(run.0) {
+            if !skip(run.0) {
                 return Ok(Some(run));
             }
         }
@@ -292,29 +292,33 @@ impl IndexDb {
     }
 
     /// Returns a bucket of urgent entries.
-    pub(in crate::store) fn urgent_bucket(&self, feed: FeedNumber, bucket: u64) -> Result<urgent::Bucket, ReadError> {
-        let value = self.get(Key::new(keys::URGENT).u32(feed).u64(bucket))?;
+    pub(in crate::store) fn priority_bucket(
+        &self,
+        feed: FeedNumber,
+        bucket: u64,
+    ) -> Result<priorities::Bucket, ReadError> {
+        let value = self.get(Key::new(keys::PRIORITY).u32(feed).u64(bucket))?;
         let read =
-            value.map(|value| urgent::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of urgent entries")));
+            value.map(|value| priorities::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of urgent entries")));
         Ok(read.transpose()?.unwrap_or_default())
     }
 
     /// Returns the indexes of a feed's urgent entries of this kind from `from` on, ascending, at
     /// most `max`.
-    pub(in crate::store) fn urgent_indexes(
+    pub(in crate::store) fn priority_indexes(
         &self,
         feed: FeedNumber,
         kind: Priority,
         from: u64,
         max: usize,
     ) -> Result<Vec<u64>, ReadError> {
-        let prefix = Key::new(keys::URGENT).u32(feed);
+        let prefix = Key::new(keys::PRIORITY).u32(feed);
         let mut found = Vec::new();
-        for pair in self.ascending(&prefix, &prefix.clone().u64(urgent::bucket_of(from))) {
+        for pair in self.ascending(&prefix, &prefix.clone().u64(priorities::bucket_of(from))) {
             let (key, value) = pair?;
             let mut key = Fields::of_key(&key).ok_or_else(|| unreadable("key"))?;
             let number = key.key_u32().and_then(|_| key.key_u64()).ok_or_else(|| unreadable("key"))?;
-            let bucket = urgent::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of urgent entries"))?;
+            let bucket = priorities::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of urgent entries"))?;
             let entries = bucket.entries(number).filter(|(index, held)| *index >= from && *held == kind);
             found.extend(entries.map(|(index, _)| index).take(max - found.len()));
             if found.len() >= max {
@@ -405,19 +409,19 @@ impl IndexDb {
     }
 
     /// Returns, of the ranges that a holder's custody notes state as held in full, the last one
-    /// that begins at or before `index`, skipping those whose start `passed_over` accepts. The
+    /// that begins at or before `index`, skipping those whose start `skip` accepts. The
     /// ranges neither overlap nor touch.
     pub(in crate::store) fn held_by_before(
         &self,
         feed: FeedNumber,
         holder: &Member,
         index: u64,
-        passed_over: impl Fn(u64) -> bool,
+        skip: impl Fn(u64) -> bool,
     ) -> Result<Option<Range<u64>>, ReadError> {
         let prefix = Key::new(keys::HELD_BY).u32(feed).member(holder);
         for pair in self.descending(&prefix, &prefix.clone().u64(index)) {
             let range = held_range(&pair?)?;
-            if !passed_over(range.start) {
+            if !skip(range.start) {
                 return Ok(Some(range));
             }
         }

@@ -66,8 +66,8 @@ pub(super) fn scan(
 ) -> Result<Found, OpenError> {
     let numbers = segment::list(dir)?;
     let mut found = Found::default();
-    if let Some(gap) = numbers.iter().zip(1..).find(|(number, expected)| *number != expected) {
-        return Err(OpenError::Damaged(format!("segment {} of the commit log is missing", gap.1)));
+    if let Some(missing) = numbers.iter().zip(1..).find(|(number, expected)| *number != expected) {
+        return Err(OpenError::Damaged(format!("segment {} of the commit log is missing", missing.1)));
     }
     if let (Some(resume), true) = (resume, resume.is_some_and(|resume| !numbers.contains(&resume.position.segment))) {
         return Err(missing_resume_point(resume));

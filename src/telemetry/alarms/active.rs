@@ -103,9 +103,9 @@ impl Alarms {
     /// Removes the alarms that have ended by time, and those for which `is_cleared` holds.
     fn remove(&self, is_cleared: impl Fn(&ActiveAlarm) -> bool) {
         let now = Instant::now();
-        let is_over = |active: &ActiveAlarm| active.until.is_some_and(|until| until <= now) || is_cleared(active);
+        let has_ended = |active: &ActiveAlarm| active.until.is_some_and(|until| until <= now) || is_cleared(active);
         let cleared: Vec<ActiveAlarm> =
-            self.active.lock().extract_if(.., |_, active| is_over(active)).map(|(_, active)| active).collect();
+            self.active.lock().extract_if(.., |_, active| has_ended(active)).map(|(_, active)| active).collect();
         cleared.iter().for_each(|active| record("alarm-cleared", &active.alarm));
     }
 }

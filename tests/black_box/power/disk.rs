@@ -215,17 +215,17 @@ impl Recording {
                 Effect::Length { file, len } => grow(*file, &|_| *len),
                 Effect::Reserve { file, len } => grow(*file, &|before| before.max(*len)),
                 Effect::Link { folder, name, inode } => {
-                    if durable || habits.keeps_name(random) {
+                    if durable || habits.persists_name(random) {
                         names.insert((*folder, name.clone()), *inode);
                     }
                 }
                 Effect::Unlink { folder, name } => {
-                    if durable || habits.keeps_name(random) {
+                    if durable || habits.persists_name(random) {
                         names.remove(&(*folder, name.clone()));
                     }
                 }
                 Effect::Rename { folder, from, to, inode } => {
-                    if durable || habits.keeps_name(random) {
+                    if durable || habits.persists_name(random) {
                         if names.get(&(*folder, from.clone())) == Some(inode) {
                             names.remove(&(*folder, from.clone()));
                         }
@@ -242,7 +242,7 @@ impl Recording {
         for logged in possible() {
             let Effect::Write { file, byte_offset, bytes } = &logged.effect else { continue };
             let Some(content) = contents.get_mut(file) else { continue };
-            let whole = durable(logged) || habits.keeps_write(random);
+            let whole = durable(logged) || habits.persists_write(random);
             if !whole && !habits.tears(random) {
                 continue;
             }
@@ -252,7 +252,7 @@ impl Recording {
             let mut at = 0;
             while at < bytes.len() {
                 let len = (SECTOR - (byte_offset + at) % SECTOR).min(bytes.len() - at);
-                if whole || habits.keeps_sector(random) {
+                if whole || habits.persists_sector(random) {
                     content[byte_offset + at..byte_offset + at + len].copy_from_slice(&bytes[at..at + len]);
                 }
                 at += len;
@@ -340,11 +340,11 @@ impl Habits {
         }
     }
 
-    fn keeps_name(&self, random: &mut Random) -> bool {
+    fn persists_name(&self, random: &mut Random) -> bool {
         random.chance(self.names_percent)
     }
 
-    fn keeps_write(&self, random: &mut Random) -> bool {
+    fn persists_write(&self, random: &mut Random) -> bool {
         random.chance(self.writes_percent)
     }
 
@@ -352,7 +352,7 @@ impl Habits {
         random.chance(self.torn_percent)
     }
 
-    fn keeps_sector(&self, random: &mut Random) -> bool {
+    fn persists_sector(&self, random: &mut Random) -> bool {
         random.chance(self.sectors_percent)
     }
 

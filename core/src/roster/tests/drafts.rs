@@ -58,8 +58,8 @@ fn previous_governors_sign_only_a_valid_successor() {
     assert!(matches!(error, SignError::Chain(ChainError::InvariantChanged { .. })), "{error}");
     text.version = 3;
     let mut skipping = Draft::read(written(&text).as_bytes()).unwrap();
-    let gap = SignError::Chain(ChainError::Gap { held: 1, found: 3 });
-    assert_eq!(skipping.sign(&governor(1), Some(&before), NOW), Err(gap));
+    let error = SignError::Chain(ChainError::Gap { held: 1, found: 3 });
+    assert_eq!(skipping.sign(&governor(1), Some(&before), NOW), Err(error));
     assert!(skipping.note().signatures.is_empty());
 }
 

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn an_observation_counts_or_says_something() {
+    fn an_observation_has_a_count_or_a_text() {
         let silent = proto::Observation { subject: "crossings".to_owned(), count: None, remark: String::new() };
         assert_eq!(with(|s| s.observations = vec![silent.clone()]), ["body.situation_report.observations[0].remark"]);
         let counted = proto::Observation { count: Some(0), ..silent };

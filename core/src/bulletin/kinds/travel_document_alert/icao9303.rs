@@ -301,8 +301,8 @@ fn two_lines(layout: Layout, zone: &Zone<'_>, faults: &mut Vec<Fault>) -> Mrz {
 /// others after the two fillers.
 fn names(field: &str, line: usize, faults: &mut Vec<Fault>) -> (String, String) {
     let (family, given) = field.split_once("<<").unwrap_or((field, ""));
-    let gap = family.starts_with('<') || family.is_empty() && given.starts_with('<');
-    if gap || field.bytes().any(|b| b.is_ascii_digit()) {
+    let misplaced_filler = family.starts_with('<') || family.is_empty() && given.starts_with('<');
+    if misplaced_filler || field.bytes().any(|b| b.is_ascii_digit()) {
         faults.push(Fault { line, expected: "a name of letters and fillers".to_owned() });
     }
     (trimmed(family).replace('<', " "), trimmed(given).replace('<', " "))

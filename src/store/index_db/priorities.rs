@@ -16,7 +16,7 @@ const _: () = assert!(BITS_BYTES as u64 * 8 == BUCKET_INDEXES && 2 * BITS_BYTES 
 /// One bucket.
 #[derive(Clone)]
 pub(in crate::store) struct Bucket {
-    urgent: [u8; BITS_BYTES],
+    all: [u8; BITS_BYTES],
     actual: [u8; BITS_BYTES],
 }
 
@@ -27,16 +27,16 @@ pub(in crate::store) fn bucket_of(index: u64) -> u64 {
 
 impl Default for Bucket {
     fn default() -> Self {
-        Self { urgent: [0; BITS_BYTES], actual: [0; BITS_BYTES] }
+        Self { all: [0; BITS_BYTES], actual: [0; BITS_BYTES] }
     }
 }
 
 impl Bucket {
     /// Adds an entry; replaces the kind of a displaced out-of-order entry at the same index.
-    pub(in crate::store) fn insert(&mut self, index: u64, urgent: Priority) {
+    pub(in crate::store) fn insert(&mut self, index: u64, class: Priority) {
         let (byte, bit) = place(index);
-        self.urgent[byte] |= bit;
-        match urgent {
+        self.all[byte] |= bit;
+        match class {
             Priority::Actual => self.actual[byte] |= bit,
             Priority::Other => self.actual[byte] &= !bit,
         }
@@ -45,21 +45,20 @@ impl Bucket {
     /// Returns the entries of bucket `number`, by index.
     pub(in crate::store) fn entries(&self, number: u64) -> impl Iterator<Item = (u64, Priority)> {
         let first = number.saturating_mul(BUCKET_INDEXES);
-        let bytes =
-            (first..).step_by(8).zip(self.urgent.iter().zip(&self.actual)).filter(|(_, (urgent, _))| **urgent != 0);
-        bytes.flat_map(|(first, (urgent, actual))| {
-            let bits = (0..8_u64).filter(move |bit| urgent >> bit & 1 == 1);
+        let bytes = (first..).step_by(8).zip(self.all.iter().zip(&self.actual)).filter(|(_, (all, _))| **all != 0);
+        bytes.flat_map(|(first, (all, actual))| {
+            let bits = (0..8_u64).filter(move |bit| all >> bit & 1 == 1);
             bits.map(move |bit| (first + bit, if actual >> bit & 1 == 1 { Priority::Actual } else { Priority::Other }))
         })
     }
 
     pub(in crate::store) fn encode(&self) -> Vec<u8> {
-        Value::new().raw(&self.urgent).raw(&self.actual).bytes()
+        Value::new().raw(&self.all).raw(&self.actual).bytes()
     }
 
     pub(in crate::store) fn decode(value: &[u8]) -> Option<Self> {
         let mut fields = Fields::of_value(value)?;
-        let bucket = Self { urgent: fields.array()?, actual: fields.array()? };
+        let bucket = Self { all: fields.array()?, actual: fields.array()? };
         fields.rest().is_empty().then_some(bucket)
     }
 }
@@ -74,11 +73,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urgent_bucket_round_trips() {
+    fn priority_bucket_round_trips() {
         let mut bucket = Bucket::default();
         let held =
             [(8_192, Priority::Actual), (8_193, Priority::Other), (9_000, Priority::Other), (12_287, Priority::Actual)];
-        held.iter().for_each(|(index, urgent)| bucket.insert(*index, *urgent));
+        held.iter().for_each(|(index, class)| bucket.insert(*index, *class));
         assert!(held.iter().all(|(index, _)| bucket_of(*index) == 2));
         let value = bucket.encode();
         assert!(value.len() <= VALUE_BYTES_MAX);

@@ -19,10 +19,10 @@ pub enum Priority {
 /// Returns the priority class of a bulletin with this header, or `None` if it is not urgent. Urgent
 /// means urgency Immediate or severity Extreme, for every kind.
 #[must_use]
-pub fn urgent(header: &proto::Header) -> Option<Priority> {
-    let urgent = header.urgency == Urgency::Immediate.as_str() || header.severity == Severity::Extreme.as_str();
+pub fn header_priority(header: &proto::Header) -> Option<Priority> {
+    let has_priority = header.urgency == Urgency::Immediate.as_str() || header.severity == Severity::Extreme.as_str();
     let actual = header.status == Status::Actual.as_str();
-    urgent.then_some(if actual { Priority::Actual } else { Priority::Other })
+    has_priority.then_some(if actual { Priority::Actual } else { Priority::Other })
 }
 
 #[cfg(test)]
@@ -30,20 +30,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn immediate_or_extreme_is_urgent_and_actual_orders_first() {
+    fn immediate_or_extreme_has_priority_and_actual_orders_first() {
         let header = |urgency: &str, severity: &str, status: &str| proto::Header {
             urgency: urgency.into(),
             severity: severity.into(),
             status: status.into(),
             ..proto::Header::default()
         };
-        assert_eq!(urgent(&header("Immediate", "Minor", "Actual")), Some(Priority::Actual));
-        assert_eq!(urgent(&header("Unknown", "Extreme", "Actual")), Some(Priority::Actual));
+        assert_eq!(header_priority(&header("Immediate", "Minor", "Actual")), Some(Priority::Actual));
+        assert_eq!(header_priority(&header("Unknown", "Extreme", "Actual")), Some(Priority::Actual));
         for status in ["Exercise", "Test", "System", "a later value", ""] {
-            assert_eq!(urgent(&header("Immediate", "Extreme", status)), Some(Priority::Other));
+            assert_eq!(header_priority(&header("Immediate", "Extreme", status)), Some(Priority::Other));
         }
-        assert_eq!(urgent(&header("Expected", "Severe", "Actual")), None);
-        assert_eq!(urgent(&header("", "", "")), None);
+        assert_eq!(header_priority(&header("Expected", "Severe", "Actual")), None);
+        assert_eq!(header_priority(&header("", "", "")), None);
         assert!(Priority::Actual < Priority::Other);
     }
 }
