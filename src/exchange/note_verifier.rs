@@ -167,7 +167,7 @@ pub(crate) async fn send_attestations(
             }
             Ok(_) => {}
             Err(RecvError::Lagged(missed)) => {
-                tracing::warn!(%peer, missed, "attestations are sent again on the next link")
+                tracing::warn!(%peer, missed, "attestations are sent again on the next link");
             }
             Err(RecvError::Closed) => return,
         }

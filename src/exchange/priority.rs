@@ -252,7 +252,7 @@ pub(crate) async fn receive(
     match shared.options.committer.append_priority(verified.clone()).await {
         Ok(completion) => _ = tokio::spawn(finish(Arc::clone(shared), peer.clone(), verified, completion)),
         Err(failure) => {
-            tracing::debug!(%feed, %failure, "an urgent entry is not accepted now and arrives in order later")
+            tracing::debug!(%feed, %failure, "an urgent entry is not accepted now and arrives in order later");
         }
     }
     Ok(())
@@ -287,7 +287,7 @@ async fn finish(
             entry_equivocation(&shared, &peer, &feed, index, proven.map(|proven| *proven)).await;
         }
         Ok(Err(failure)) => {
-            tracing::debug!(%feed, %failure, "an urgent entry is not accepted now and arrives in order later")
+            tracing::debug!(%feed, %failure, "an urgent entry is not accepted now and arrives in order later");
         }
     }
 }
