@@ -41,7 +41,7 @@ type Milestone = [u8; MILESTONE_BYTES];
 pub(super) const EXPECTED: &str = "the cursor of an event on a subscription";
 
 /// The position of a reader.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
     store: StoreId,
     /// All entries up to this offset were scanned.
@@ -127,7 +127,7 @@ impl Cursor {
     }
 
     /// Encodes the cursor as text, for page tokens.
-    pub(super) fn to_text(&self) -> String {
+    pub(super) fn to_text(self) -> String {
         URL_SAFE_NO_PAD.encode(self.encode())
     }
 
