@@ -13,11 +13,10 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::audit::ExportError;
+use crate::calls::{DOMAIN, status_with_reason};
 use crate::committer::CommitFailure;
 use crate::store::ReadError;
 
-/// Domain of `ErrorInfo`.
-pub(super) const DOMAIN: &str = "barid";
 /// Retry delay while the commit queue is full.
 const BUSY_RETRY: Duration = Duration::from_millis(100);
 /// Retry delay for data that must come from a peer: tree heads are sent once a second, and links
@@ -134,16 +133,16 @@ pub(super) fn defect() -> Status {
 
 /// Maps a failed commit.
 pub(super) fn commit(error: &CommitFailure) -> Status {
-    let info = |reason: &str| ErrorDetails::with_error_info(reason, DOMAIN, []);
+    let retry = |code, delay, reason| status_with_reason(code, error.to_string(), reason, [], Some(delay));
     match error {
         CommitFailure::NeedsRecovery(_) => {
-            Status::with_error_details(Code::FailedPrecondition, error.to_string(), info("NEEDS_RECOVERY"))
+            status_with_reason(Code::FailedPrecondition, error.to_string(), "NEEDS_RECOVERY", [], None)
         }
-        CommitFailure::Starting => retry(Code::Unavailable, error, STARTING_RETRY, "STARTING"),
-        CommitFailure::Overloaded => retry(Code::ResourceExhausted, error, BUSY_RETRY, "BUSY"),
-        CommitFailure::DiskFull(_) => retry(Code::ResourceExhausted, error, DISK_FULL_RETRY, "DISK_FULL"),
+        CommitFailure::Starting => retry(Code::Unavailable, STARTING_RETRY, "STARTING"),
+        CommitFailure::Overloaded => retry(Code::ResourceExhausted, BUSY_RETRY, "BUSY"),
+        CommitFailure::DiskFull(_) => retry(Code::ResourceExhausted, DISK_FULL_RETRY, "DISK_FULL"),
         CommitFailure::Stopped(_) => {
-            Status::with_error_details(Code::Unavailable, "the store has stopped", info("STOPPED"))
+            status_with_reason(Code::Unavailable, "the store has stopped", "STOPPED", [], None)
         }
         CommitFailure::Stale { .. }
         | CommitFailure::EntryConflict { .. }
@@ -154,24 +153,13 @@ pub(super) fn commit(error: &CommitFailure) -> Status {
 
 /// Builds `RESOURCE_EXHAUSTED` for a caller over one of its limits.
 pub(super) fn exhausted(reason: &str, message: String, after: Option<Duration>) -> Status {
-    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
-    if after.is_some() {
-        details.set_retry_info(after);
-    }
-    Status::with_error_details(Code::ResourceExhausted, message, details)
-}
-
-fn retry(code: Code, error: &CommitFailure, after: Duration, reason: &str) -> Status {
-    let mut details = ErrorDetails::with_retry_info(Some(after));
-    details.set_error_info(reason, DOMAIN, []);
-    Status::with_error_details(code, error.to_string(), details)
+    status_with_reason(Code::ResourceExhausted, message, reason, [], after)
 }
 
 /// Status of calls that end because the node stops.
 pub(super) fn stopping() -> Status {
-    let mut details = ErrorDetails::with_retry_info(Some(STOPPING_RETRY));
-    details.set_error_info("STOPPING", DOMAIN, []);
-    Status::with_error_details(Code::Unavailable, "the node is stopping; accepted bulletins are stored", details)
+    let message = "the node is stopping; accepted bulletins are stored";
+    status_with_reason(Code::Unavailable, message, "STOPPING", [], Some(STOPPING_RETRY))
 }
 
 /// Maps a failed read of the store.
@@ -179,13 +167,8 @@ pub(super) fn read(error: &ReadError) -> Status {
     match error {
         ReadError::Missing(what) => Status::not_found(format!("{what} is not held")),
         ReadError::Behind(_) => {
-            let mut details = ErrorDetails::with_retry_info(Some(BEHIND_RETRY));
-            details.set_error_info("BEHIND", DOMAIN, []);
-            Status::with_error_details(
-                Code::Unavailable,
-                "the index database is being rebuilt; no data is lost",
-                details,
-            )
+            let message = "the index database is being rebuilt; no data is lost";
+            status_with_reason(Code::Unavailable, message, "BEHIND", [], Some(BEHIND_RETRY))
         }
         ReadError::DamagedEntry(damaged) => {
             tracing::error!(%error, "an entry could not be read");
@@ -194,12 +177,12 @@ pub(super) fn read(error: &ReadError) -> Status {
                 None => format!("the entry at offset {}", damaged.offset),
             };
             let message = format!("{entry} is damaged in this node's store");
-            Status::with_error_details(Code::DataLoss, message, ErrorDetails::with_error_info("DAMAGED", DOMAIN, []))
+            status_with_reason(Code::DataLoss, message, "DAMAGED", [], None)
         }
         ReadError::Damaged(_) => {
             tracing::error!(%error, "the store could not be read");
-            let details = ErrorDetails::with_error_info("DAMAGED", DOMAIN, []);
-            Status::with_error_details(Code::DataLoss, "the requested part of this node's store is damaged", details)
+            let message = "the requested part of this node's store is damaged";
+            status_with_reason(Code::DataLoss, message, "DAMAGED", [], None)
         }
         ReadError::Io(_) => {
             tracing::error!(%error, "the store could not be read");
@@ -211,11 +194,7 @@ pub(super) fn read(error: &ReadError) -> Status {
 /// Maps a failed export of evidence.
 pub(super) fn export(error: &ExportError) -> Status {
     let not_now = |reason: &str, retry: Option<Duration>| {
-        let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
-        if retry.is_some() {
-            details.set_retry_info(retry);
-        }
-        Status::with_error_details(Code::FailedPrecondition, error.to_string(), details)
+        status_with_reason(Code::FailedPrecondition, error.to_string(), reason, [], retry)
     };
     match error {
         ExportError::Read(error) => read(error),
@@ -268,7 +247,7 @@ pub(super) fn unknown_subscription(name: &str, recorded: Option<u64>) -> Status 
     };
     let cause = if recorded.is_some() { "recovered" } else { "unknown" };
     let info = [("subscription".to_owned(), name.to_owned()), ("cause".to_owned(), cause.to_owned())];
-    with_info(Code::NotFound, message, "UNKNOWN_SUBSCRIPTION", info)
+    status_with_reason(Code::NotFound, message, "UNKNOWN_SUBSCRIPTION", info, None)
 }
 
 /// Status for a named subscription that is opened with a filter other than the recorded one.
@@ -280,16 +259,12 @@ pub(super) fn filter_differs(recorded: &str, requested: &str) -> Status {
          recorded one, or set `replace_filter` and `begin`"
     );
     let info = [("recorded".to_owned(), recorded), ("requested".to_owned(), requested)];
-    with_info(Code::FailedPrecondition, message, "FILTER_DIFFERS", info)
+    status_with_reason(Code::FailedPrecondition, message, "FILTER_DIFFERS", info, None)
 }
 
 /// Status for a cursor of another history of the store, where only this history is accepted.
 pub(super) fn cursor_mismatch(field: &str, cause: &str) -> Status {
     let message = format!("`{field}` belongs to another state of this node's store ({cause}); begin again");
     let info = [("field".to_owned(), field.to_owned()), ("cause".to_owned(), cause.to_owned())];
-    with_info(Code::FailedPrecondition, message, "CURSOR_MISMATCH", info)
-}
-
-fn with_info<const N: usize>(code: Code, message: String, reason: &str, info: [(String, String); N]) -> Status {
-    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, HashMap::from(info)))
+    status_with_reason(Code::FailedPrecondition, message, "CURSOR_MISMATCH", info, None)
 }

@@ -278,24 +278,6 @@ pub fn check_successor(
     report.into_result()
 }
 
-/// Sets the fields of an Update's, Cancel's or Ack's header that it must copy from the original,
-/// and the reference. An Ack is addressed to the original's publisher only.
-pub fn inherit(header: &mut proto::Header, original: &proto::Header, original_digest: &Digest) {
-    header.topic.clone_from(&original.topic);
-    header.status.clone_from(&original.status);
-    header.handling.clone_from(&original.handling);
-    header.retain_until.clone_from(&original.retain_until);
-    header.roster_version = original.roster_version;
-    header.references = vec![proto::Reference {
-        member: original.member.clone(),
-        id: original.id.clone(),
-        digest: bytes::Bytes::copy_from_slice(&original_digest.0),
-    }];
-    if let (Some(MsgType::Ack), Some(handling)) = (MsgType::read(&header.msg_type), &mut header.handling) {
-        handling.releasable_to = vec![original.member.clone()];
-    }
-}
-
 /// Returns publisher and id of each bulletin that a successor's references name.
 #[must_use]
 pub fn referred(header: &proto::Header) -> Vec<(Member, BulletinId)> {
@@ -317,6 +299,24 @@ mod tests {
 
     fn original() -> ValidBulletin {
         prepare(&sample("situation-report"), &defaults(), [1; 16]).unwrap()
+    }
+
+    /// Sets the fields of an Update's, Cancel's or Ack's header that it must copy from the original,
+    /// and the reference. An Ack is addressed to the original's publisher only.
+    fn inherit(header: &mut proto::Header, original: &proto::Header, original_digest: &Digest) {
+        header.topic.clone_from(&original.topic);
+        header.status.clone_from(&original.status);
+        header.handling.clone_from(&original.handling);
+        header.retain_until.clone_from(&original.retain_until);
+        header.roster_version = original.roster_version;
+        header.references = vec![proto::Reference {
+            member: original.member.clone(),
+            id: original.id.clone(),
+            digest: bytes::Bytes::copy_from_slice(&original_digest.0),
+        }];
+        if let (Some(MsgType::Ack), Some(handling)) = (MsgType::read(&header.msg_type), &mut header.handling) {
+            handling.releasable_to = vec![original.member.clone()];
+        }
     }
 
     /// Returns a successor of the original as its publisher would create it, with changes applied.
