@@ -53,6 +53,8 @@ pub struct KindInfo {
     pub holds: fn(&Content) -> bool,
     /// Reports every field of the content that breaks a rule.
     pub validate: fn(&proto::Body, &Context<'_>, &mut Report),
+    /// Returns the keys under which a body can be found.
+    pub search_keys: fn(&proto::Body) -> Vec<SearchKey>,
     /// A valid draft, in the JSON mapping of `Draft`.
     pub sample_json: &'static str,
 }
@@ -66,6 +68,16 @@ pub struct Labels {
     pub fr: &'static str,
     /// English.
     pub en: &'static str,
+}
+
+/// A key under which a bulletin can be found. It may be personal data, so an index stores a keyed
+/// hash of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SearchKey {
+    /// Type of the key: `document`, `locode`, `hs`.
+    pub name: &'static str,
+    /// Its value in normal form.
+    pub value: String,
 }
 
 /// What a kind's validation may use besides the body.
@@ -108,6 +120,14 @@ impl KindInfo {
     }
 }
 
+impl SearchKey {
+    /// Creates a key.
+    #[must_use]
+    pub fn new(name: &'static str, value: impl Into<String>) -> Self {
+        Self { name, value: value.into() }
+    }
+}
+
 /// Returns the kind called `name`.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static KindInfo> {
@@ -119,6 +139,13 @@ pub fn find(name: &str) -> Option<&'static KindInfo> {
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     text.len() <= NAME_BYTES_MAX && is_label(text)
+}
+
+/// Returns the search keys of a body of any kind.
+#[must_use]
+pub fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let kind = body.content.as_ref().and_then(|content| REGISTRY.iter().find(|kind| (kind.holds)(content)));
+    kind.map_or_else(Vec::new, |kind| (kind.search_keys)(body))
 }
 
 /// Returns the names of all kinds, for error messages.
@@ -161,6 +188,7 @@ mod tests {
             assert_eq!(valid.header.kind, kind.name);
             let group = valid.header.topic.working_group().to_owned();
             assert!(kind.working_group.is_none_or(|expected| expected == group));
+            assert!(!search_keys(&body).is_empty(), "{} has no search keys", kind.name);
 
             // Empty content must be rejected under the kind's own path; otherwise its validation
             // checks nothing.

@@ -1,7 +1,7 @@
 //! Kind `acknowledgement`: a person's acknowledgement of a bulletin, in any working group. Its
 //! header is an Ack that refers to the exact content.
 
-use super::{Context, KindInfo, Labels};
+use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::line;
 use crate::bulletin::field::Report;
 use crate::bulletin::vocabulary::{AckOutcome, MsgType};
@@ -19,6 +19,7 @@ pub const KIND: KindInfo = KindInfo {
     labels: Labels { ar: "إشعار بالاستلام", fr: "Accusé de réception", en: "Acknowledgement" },
     holds: |content| matches!(content, Content::Acknowledgement(_)),
     validate,
+    search_keys,
     sample_json: include_str!("../../../../../examples/bulletins/acknowledgement.json"),
 };
 
@@ -26,6 +27,11 @@ fn validate(body: &proto::Body, _context: &Context<'_>, report: &mut Report) {
     let Some(Content::Acknowledgement(ack)) = &body.content else { return };
     report.parse::<AckOutcome>("body.acknowledgement.outcome", &ack.outcome);
     line("body.acknowledgement.remark", &ack.remark, false, LINE_CHARS_MAX, report);
+}
+
+fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let Some(Content::Acknowledgement(ack)) = &body.content else { return Vec::new() };
+    vec![SearchKey::new("outcome", &ack.outcome)]
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Kind `cancellation`: why a bulletin is no longer valid, in any working group. Its header is a
 //! Cancel by the publisher of that bulletin.
 
-use super::{Context, KindInfo, Labels};
+use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::line;
 use crate::bulletin::field::Report;
 use crate::bulletin::vocabulary::{CancelReason, MsgType};
@@ -19,6 +19,7 @@ pub const KIND: KindInfo = KindInfo {
     labels: Labels { ar: "إلغاء", fr: "Annulation", en: "Cancellation" },
     holds: |content| matches!(content, Content::Cancellation(_)),
     validate,
+    search_keys,
     sample_json: include_str!("../../../../../examples/bulletins/cancellation.json"),
 };
 
@@ -27,6 +28,11 @@ fn validate(body: &proto::Body, _context: &Context<'_>, report: &mut Report) {
     let reason = report.parse("body.cancellation.reason", &cancellation.reason);
     let needed = reason == Some(CancelReason::Other);
     line("body.cancellation.remark", &cancellation.remark, needed, LINE_CHARS_MAX, report);
+}
+
+fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let Some(Content::Cancellation(cancellation)) = &body.content else { return Vec::new() };
+    vec![SearchKey::new("reason", &cancellation.reason)]
 }
 
 #[cfg(test)]

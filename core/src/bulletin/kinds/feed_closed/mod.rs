@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use super::{Context, KindInfo, Labels};
+use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::BulletinId;
 use crate::bulletin::field::Report;
 use crate::bulletin::vocabulary::{MsgType, Status};
@@ -23,6 +23,7 @@ pub const KIND: KindInfo = KindInfo {
     labels: Labels { ar: "إغلاق سجلّ", fr: "Clôture d'un journal", en: "Feed closed" },
     holds: |content| matches!(content, Content::FeedClosed(_)),
     validate,
+    search_keys,
     sample_json: include_str!("../../../../../examples/bulletins/feed-closed.json"),
 };
 
@@ -38,6 +39,11 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     if closed.root.len() != 32 {
         report.add("body.feed_closed.root", format_args!("{} bytes", closed.root.len()), "a hash of 32 bytes");
     }
+}
+
+fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let Some(Content::FeedClosed(closed)) = &body.content else { return Vec::new() };
+    vec![SearchKey::new("feed", &closed.feed)]
 }
 
 /// Returns the draft with which a node announces `tree` as the longest known tree of a closed

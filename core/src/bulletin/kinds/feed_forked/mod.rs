@@ -9,7 +9,7 @@ mod texts;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use super::{Context, KindInfo, Labels};
+use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::BulletinId;
 use crate::bulletin::field::Report;
 use crate::bulletin::vocabulary::{MsgType, Status};
@@ -28,6 +28,7 @@ pub const KIND: KindInfo = KindInfo {
     labels: Labels { ar: "سجلّ بتاريخين", fr: "Journal à deux histoires", en: "Forked feed" },
     holds: |content| matches!(content, Content::FeedForked(_)),
     validate,
+    search_keys,
     sample_json: include_str!("../../../../../examples/bulletins/feed-forked.json"),
 };
 
@@ -61,6 +62,11 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     for (field, _) in fits.into_iter().filter(|(_, fits)| !fits) {
         report.add(format_args!("body.feed_forked.{field}"), "another one", "the value in the evidence");
     }
+}
+
+fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let Some(Content::FeedForked(forked)) = &body.content else { return Vec::new() };
+    vec![SearchKey::new("feed", &forked.feed)]
 }
 
 fn content(claims: &EquivocationClaims, evidence: Bytes) -> proto::FeedForked {

@@ -1,7 +1,7 @@
 //! Kind `person-notice`: a person sought, modelled on INTERPOL's notices. Working group justice.
 //! Always personal data.
 
-use super::{Context, KindInfo, Labels};
+use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::{line, paragraph};
 use crate::bulletin::countries::is_nationality;
 use crate::bulletin::field::Report;
@@ -21,6 +21,7 @@ pub const KIND: KindInfo = KindInfo {
     labels: Labels { ar: "نشرة بشأن شخص", fr: "Notice relative à une personne", en: "Person notice" },
     holds: |content| matches!(content, Content::PersonNotice(_)),
     validate,
+    search_keys,
     sample_json: include_str!("../../../../../examples/bulletins/person-notice.json"),
 };
 
@@ -74,6 +75,17 @@ fn partial_date(text: &str) -> Option<Date> {
         7 => format!("{text}-01").parse().ok(),
         _ => text.parse().ok(),
     }
+}
+
+fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let Some(Content::PersonNotice(notice)) = &body.content else { return Vec::new() };
+    let normal = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ").to_uppercase();
+    let names = [("family_name", &notice.family_name), ("given_names", &notice.given_names)];
+    let names =
+        names.into_iter().filter(|(_, text)| !text.is_empty()).map(|(key, text)| SearchKey::new(key, normal(text)));
+    let born =
+        Some(&notice.date_of_birth).filter(|date| !date.is_empty()).map(|date| SearchKey::new("date_of_birth", date));
+    names.chain(born).chain([SearchKey::new("colour", &notice.colour)]).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Kind `seizure-report`: goods seized by customs. Working group customs. Following the practice of
 //! WCO CEN, it names no person.
 
-use super::{Context, KindInfo, Labels};
+use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::{line, paragraph};
 use crate::bulletin::countries::is_alpha2;
 use crate::bulletin::field::Report;
@@ -23,6 +23,7 @@ pub const KIND: KindInfo = KindInfo {
     labels: Labels { ar: "تقرير ضبط", fr: "Rapport de saisie", en: "Seizure report" },
     holds: |content| matches!(content, Content::SeizureReport(_)),
     validate,
+    search_keys,
     sample_json: include_str!("../../../../../examples/bulletins/seizure-report.json"),
 };
 
@@ -95,6 +96,13 @@ fn is_hs_code(code: &str) -> bool {
 /// older list would reject newer codes.
 fn is_unit(code: &str) -> bool {
     (2..=3).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
+}
+
+fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let Some(Content::SeizureReport(seizure)) = &body.content else { return Vec::new() };
+    let goods = seizure.goods.iter().map(|goods| SearchKey::new("hs", &goods.hs_code));
+    let places = std::iter::once(&seizure.locode).chain(&seizure.route).filter(|place| !place.is_empty());
+    goods.chain(places.map(|place| SearchKey::new("place", place))).collect()
 }
 
 #[cfg(test)]

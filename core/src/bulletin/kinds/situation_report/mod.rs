@@ -3,7 +3,7 @@
 
 use pbjson_types::Timestamp;
 
-use super::{Context, KindInfo, Labels};
+use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::{line, paragraph};
 use crate::bulletin::field::Report;
 use crate::bulletin::header::time;
@@ -22,6 +22,7 @@ pub const KIND: KindInfo = KindInfo {
     labels: Labels { ar: "تقرير عن الوضع", fr: "Rapport de situation", en: "Situation report" },
     holds: |content| matches!(content, Content::SituationReport(_)),
     validate,
+    search_keys,
     sample_json: include_str!("../../../../../examples/bulletins/situation-report.json"),
 };
 
@@ -50,6 +51,11 @@ fn validate(body: &proto::Body, _context: &Context<'_>, report: &mut Report) {
         line(format_args!("{field}[{n}].remark"), &observation.remark, !counted, LINE_CHARS_MAX, report);
     }
     paragraph("body.situation_report.outlook", &situation.outlook, report);
+}
+
+fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let Some(Content::SituationReport(situation)) = &body.content else { return Vec::new() };
+    situation.observations.iter().map(|seen| SearchKey::new("subject", seen.subject.to_lowercase())).collect()
 }
 
 #[cfg(test)]

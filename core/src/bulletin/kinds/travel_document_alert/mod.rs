@@ -6,7 +6,7 @@ pub mod icao9303;
 
 use icao9303::is_document_code;
 
-use super::{Context, KindInfo, Labels};
+use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::line;
 use crate::bulletin::countries::is_issuing_state;
 use crate::bulletin::field::{FieldError, Report};
@@ -28,6 +28,7 @@ pub const KIND: KindInfo = KindInfo {
     },
     holds: |content| matches!(content, Content::TravelDocumentAlert(_)),
     validate,
+    search_keys,
     sample_json: include_str!("../../../../../examples/bulletins/travel-document-alert.json"),
 };
 
@@ -147,6 +148,16 @@ pub fn misfits(alert: &proto::TravelDocumentAlert) -> Vec<FieldError> {
         return Vec::new();
     }
     zone(alert).err().unwrap_or_default()
+}
+
+/// Returns the search keys. A border check searches by issuing state and number, or by number alone
+/// if the state is uncertain.
+fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let Some(Content::TravelDocumentAlert(alert)) = &body.content else { return Vec::new() };
+    vec![
+        SearchKey::new("document", format!("{}/{}", alert.issuing_state, alert.document_number)),
+        SearchKey::new("document_number", &alert.document_number),
+    ]
 }
 
 #[cfg(test)]
@@ -294,5 +305,11 @@ mod tests {
         assert_eq!(bare(|a| a.fraud_type = "stolen".to_owned()), ["fraud_type"]);
         assert_eq!(bare(|a| a.date_of_issue = "2030-01-01".to_owned()), ["date_of_expiry", "date_of_issue"]);
         assert_eq!(bare(|a| a.date_of_incident = "2025-11-25".to_owned()), ["date_of_incident"]);
+    }
+
+    #[test]
+    fn alert_is_found_by_issuing_state_and_number() {
+        let keys = search_keys(&sample("travel-document-alert").body.unwrap());
+        assert_eq!(keys[0], SearchKey::new("document", "NER/10SP00042"));
     }
 }
