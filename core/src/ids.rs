@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::bulletin::countries::is_alpha2;
+use crate::bulletin::rules::Rule;
 
 /// A participant of the exchange: an ISO 3166-1 alpha-2 code in lower case (`ma`), or `x-` and a
 /// name of 2 to 32 letters, digits and hyphens for an organisation (`x-au`). Cheap to clone.
@@ -42,12 +43,18 @@ pub struct NameError {
     /// The text found, cut at 80 characters.
     pub value: String,
     /// What was expected.
-    pub expected: &'static str,
+    pub expected: Rule,
 }
 
 impl NameError {
-    fn new(what: &'static str, value: &str, expected: &'static str) -> Self {
+    fn new(what: &'static str, value: &str, expected: Rule) -> Self {
         Self { what, value: value.chars().take(80).collect(), expected }
+    }
+}
+
+impl From<NameError> for Rule {
+    fn from(error: NameError) -> Self {
+        error.expected
     }
 }
 
@@ -107,11 +114,7 @@ impl FromStr for Member {
                 && !name.starts_with('-')
                 && !name.ends_with('-')
         });
-        if country || organisation {
-            Ok(Self(text.into()))
-        } else {
-            Err(NameError::new("member", text, "a country of ISO 3166-1 alpha-2 in lower case, or `x-` and a name"))
-        }
+        if country || organisation { Ok(Self(text.into())) } else { Err(NameError::new("member", text, Rule::Member)) }
     }
 }
 
@@ -130,7 +133,7 @@ impl FromStr for ExchangeName {
         if text.len() <= 200 && text.contains('.') && text.split('.').all(label) && !address {
             Ok(Self(text.into()))
         } else {
-            Err(NameError::new("exchange", text, "a DNS name in lower case such as `rabat.example`"))
+            Err(NameError::new("exchange", text, Rule::Exchange))
         }
     }
 }
@@ -139,7 +142,7 @@ impl FromStr for FeedId {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let bad = || NameError::new("feed", text, "`<member>.<exchange>/feed/<epoch>`");
+        let bad = || NameError::new("feed", text, Rule::FeedName);
         let (host, epoch) = text.split_once("/feed/").ok_or_else(bad)?;
         let (member, exchange) = host.split_once('.').ok_or_else(bad)?;
         let number: u32 = epoch.parse().map_err(|_| bad())?;

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::field::Expected;
+use super::rules::Rule;
 use crate::limits::{TOPIC_BYTES_MAX, TOPIC_LABELS_MAX};
 
 /// A dotted path under a working group: `customs.seizures`. Two to eight labels of lower-case
@@ -27,21 +27,18 @@ pub struct TopicError {
     /// The text found, cut at 80 characters.
     pub found: String,
     /// What was expected.
-    pub expected: &'static str,
+    pub expected: Rule,
 }
 
-const TOPIC: &str = "a dotted path of 2 to 8 labels of lower-case letters, digits and hyphens, the first the working group: `customs.seizures`";
-const FILTER: &str = "a topic whose labels may be `*`, the last one `>`: `customs.>`, `*.documents`, `>`";
-
 impl TopicError {
-    fn new(found: &str, expected: &'static str) -> Self {
+    fn new(found: &str, expected: Rule) -> Self {
         Self { found: found.chars().take(80).collect(), expected }
     }
 }
 
-impl Expected for TopicError {
-    fn expected(&self) -> String {
-        self.expected.to_owned()
+impl From<TopicError> for Rule {
+    fn from(error: TopicError) -> Self {
+        error.expected
     }
 }
 
@@ -123,7 +120,7 @@ impl FromStr for Topic {
     type Err = TopicError;
 
     fn from_str(text: &str) -> Result<Self, TopicError> {
-        if is_topic(text) { Ok(Self(text.into())) } else { Err(TopicError::new(text, TOPIC)) }
+        if is_topic(text) { Ok(Self(text.into())) } else { Err(TopicError::new(text, Rule::Topic)) }
     }
 }
 
@@ -136,7 +133,7 @@ impl FromStr for TopicFilter {
         if text.len() <= TOPIC_BYTES_MAX && count <= TOPIC_LABELS_MAX && text.split('.').enumerate().all(label) {
             Ok(Self(text.into()))
         } else {
-            Err(TopicError::new(text, FILTER))
+            Err(TopicError::new(text, Rule::TopicFilter))
         }
     }
 }
