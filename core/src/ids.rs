@@ -15,6 +15,17 @@ use crate::bulletin::rules::Rule;
 ///
 /// Parsing checks the form only: ISO assigns and withdraws codes, and signed data must stay
 /// readable. A new member needs a code that [is assigned](Member::is_assigned).
+///
+/// # Examples
+/// ```
+/// use barid_core::ids::Member;
+///
+/// let country: Member = "ma".parse()?;
+/// let organisation: Member = "x-au".parse()?;
+/// assert!(country.is_assigned() && organisation.is_assigned());
+/// assert!("MA".parse::<Member>().is_err());
+/// # Ok::<(), barid_core::ids::NameError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Member(Arc<str>);
 
@@ -24,6 +35,16 @@ pub struct ExchangeName(Arc<str>);
 
 /// One epoch of one member's feed. Printed as its C2SP origin and key name:
 /// `ma.rabat.example/feed/1`.
+///
+/// # Examples
+/// ```
+/// use barid_core::ids::FeedId;
+///
+/// let feed: FeedId = "ma.rabat.example/feed/1".parse()?;
+/// assert_eq!((feed.member.as_str(), feed.epoch), ("ma", 1));
+/// assert_eq!(FeedId::new(feed.member, feed.exchange, 2).to_string(), "ma.rabat.example/feed/2");
+/// # Ok::<(), barid_core::ids::NameError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FeedId {
     /// The feed's owner.
@@ -206,6 +227,15 @@ pub fn is_bidi_control(c: char) -> bool {
 pub struct Hash(pub [u8; 32]);
 
 /// SHA-256 of an envelope's exact bytes: the record in a feed's tree.
+///
+/// # Examples
+/// ```
+/// use barid_core::envelope;
+///
+/// let digest = envelope::digest(b"the bytes of an envelope");
+/// assert_ne!(digest, envelope::digest(b"The bytes of an envelope"));
+/// assert_eq!(digest.to_string().len(), 64);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 32]);
 

@@ -12,11 +12,32 @@ use crate::limits::{TOPIC_BYTES_MAX, TOPIC_LABELS_MAX};
 
 /// A dotted path under a working group: `customs.seizures`. Two to eight labels of lower-case
 /// letters, digits and inner hyphens, 128 bytes at most. Cheap to clone.
+///
+/// # Examples
+/// ```
+/// use barid_core::bulletin::Topic;
+///
+/// let topic: Topic = "customs.seizures".parse()?;
+/// assert_eq!(topic.working_group(), "customs");
+/// assert!("customs".parse::<Topic>().is_err());
+/// # Ok::<(), barid_core::bulletin::topic::TopicError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Topic(Arc<str>);
 
 /// A pattern of topics. A label matches itself, `*` exactly one label, a final `>` one or more
 /// labels: `customs.>`, `*.documents`, `>`.
+///
+/// # Examples
+/// ```
+/// use barid_core::bulletin::{Topic, TopicFilter};
+///
+/// let topic: Topic = "customs.seizures".parse()?;
+/// let filter: TopicFilter = "customs.>".parse()?;
+/// assert!(filter.matches(&topic));
+/// assert!(!"*.documents".parse::<TopicFilter>()?.matches(&topic));
+/// # Ok::<(), barid_core::bulletin::topic::TopicError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicFilter(Arc<str>);
 
