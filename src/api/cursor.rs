@@ -38,7 +38,7 @@ type Head = [u8; HEAD_BYTES];
 type Milestone = [u8; MILESTONE_BYTES];
 
 /// The position of a reader.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
     store: StoreId,
     /// All entries up to this offset were scanned.
@@ -124,7 +124,7 @@ impl Cursor {
     }
 
     /// Encodes the cursor as text, for page tokens.
-    pub(super) fn to_text(&self) -> String {
+    pub(super) fn to_text(self) -> String {
         URL_SAFE_NO_PAD.encode(self.encode())
     }
 

@@ -498,7 +498,7 @@ mod tests {
         let failure = Failure::from_status(&status);
         let text = failure.lines(&Messages::new(Lang::Fr), &Output::plain()).join("\n");
         assert!(text.contains("header.incidents 90 items : attendu au plus 20 éléments"), "{text}");
-        assert!(text.contains("body.texts manque : au moins un texte"), "{text}");
+        assert!(text.contains("body.texts il manque : au moins un texte"), "{text}");
         let text = failure.lines(&Messages::new(Lang::Ar), &Output::plain()).join("\n");
         assert!(text.contains("على الأكثر") && !text.contains("at most"), "{text}");
         let text = failure.lines(&Messages::new(Lang::En), &Output::plain()).join("\n");
