@@ -1,8 +1,8 @@
 //! Field errors: which field, what was found, which rule it breaks.
 //!
-//! In scope: collecting all errors of a draft, up to a bound. Out of scope: the rules (`rules`) and
-//! their checks. `found` repeats the caller's input and may hold personal data, so it goes back to the
-//! caller and never to a log.
+//! In scope: collecting all errors of a draft, up to a bound. Out of scope: the rules (`rules`),
+//! and checking them. `found` repeats the caller's input and may hold personal data, so it goes
+//! back to the caller and never to a log.
 
 use std::fmt;
 use std::str::FromStr;

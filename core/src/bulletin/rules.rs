@@ -21,7 +21,7 @@ macro_rules! rules {
         }
 
         impl Rule {
-            /// Code and English text of every rule; in the text, a name in braces stands for a value.
+            /// Code and English text of every rule. In a text a name in braces stands for a value.
             pub const TEXTS: &'static [(&'static str, &'static str)] = &[$(($code, $text)),+];
 
             /// Returns the stable code, by which the text is localized.

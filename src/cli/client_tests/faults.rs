@@ -26,7 +26,8 @@ impl Rejects {
         match unknown {
             Some(member) => {
                 let description = format!("`{member}`: expected a member that the roster lists");
-                Err(rejected("wait_for.members[0]", &description, &[("rule-0", "listed-member"), ("found-0", member.as_str())]))
+                let rules = [("rule-0", "listed-member"), ("found-0", member.as_str())];
+                Err(rejected("wait_for.members[0]", &description, &rules))
             }
             None => Ok(()),
         }
