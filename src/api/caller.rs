@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use barid_core::bulletin::header::issuer_of;
-use barid_core::bulletin::{BulletinId, kinds};
+use barid_core::bulletin::{BulletinId, FieldError, Rule, kinds};
 use barid_core::ids::Member;
 use tokio::time::Instant;
 use tonic::{Code, Extensions, Status};
@@ -202,9 +202,7 @@ impl Api {
         errors::denied_field(
             reason,
             "the caller does not publish in this working group",
-            "header.topic",
-            topic,
-            "under a working group in which the node's access rules let you publish",
+            FieldError::new("header.topic", topic, Rule::TopicGranted),
         )
     }
 

@@ -37,9 +37,6 @@ const _: () = assert!(BYTES <= CURSOR_BYTES_MAX);
 type Head = [u8; HEAD_BYTES];
 type Milestone = [u8; MILESTONE_BYTES];
 
-/// What a cursor field must contain, for error messages.
-pub(super) const EXPECTED: &str = "the cursor of an event on a subscription";
-
 /// The position of a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
