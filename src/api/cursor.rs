@@ -321,7 +321,7 @@ mod tests {
             let cursor = Cursor { held, ..cursor(&store, 3) };
             let bytes = cursor.encode();
             assert!(bytes.len() <= CURSOR_BYTES_MAX);
-            assert_eq!(Cursor::decode(&bytes), Some(cursor.clone()));
+            assert_eq!(Cursor::decode(&bytes), Some(cursor));
             assert_eq!(Cursor::parse(&cursor.to_text()), Some(cursor));
             for len in 0..bytes.len() {
                 assert_eq!(Cursor::decode(&bytes[..len]), None, "{len} bytes");
@@ -373,7 +373,8 @@ mod tests {
         let mut cursors = (0..=10_000).map(|offset| builder.at(&store, offset, None).unwrap().unwrap());
         let last = cursors.by_ref().inspect(|made| assert_eq!(*made, cursor(&store, made.offset))).last().unwrap();
         let wrong = |count: usize| {
-            let mut cursor = Cursor { head: [7; HEAD_BYTES], ..last.clone() };
+            let mut cursor = Cursor::decode(&last.encode()).unwrap();
+            cursor.head = [7; HEAD_BYTES];
             cursor.milestones[..count].fill([7; MILESTONE_BYTES]);
             cursor.locate(&store).unwrap().offset
         };

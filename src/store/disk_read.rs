@@ -32,6 +32,9 @@ use crate::telemetry::alarms::Alarm;
 /// Entries beyond are not counted.
 const CUSTODY_GAIN_STEPS_MAX: usize = 4 * CUSTODY_RANGES_MAX;
 
+/// Entries with their slots in a record.
+type SlotEntries = Vec<(u64, NewEntry)>;
+
 impl DiskStore {
     /// Returns where the content of these ascending entries is if it was backfilled or came ahead
     /// of the order.
@@ -491,7 +494,7 @@ impl DiskStore {
         record: &Record,
         recorded: &RecordEntries,
         slots: Range<usize>,
-    ) -> Result<Vec<(u64, NewEntry)>, ReadError> {
+    ) -> Result<SlotEntries, ReadError> {
         let bytes = recorded.bytes(slots.clone());
         let read = || -> Result<_, ReadError> {
             let body = self.log.body(position, record, bytes.clone())?;
@@ -517,7 +520,7 @@ impl DiskStore {
         record: &Record,
         recorded: &RecordEntries,
         slots: Range<usize>,
-    ) -> Result<(Vec<(u64, NewEntry)>, Option<String>), ReadError> {
+    ) -> Result<(SlotEntries, Option<String>), ReadError> {
         match self.read_body(position, record, recorded, slots.clone()) {
             Err(ReadError::Damaged(_)) => {}
             read => return Ok((read?, None)),
