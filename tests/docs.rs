@@ -60,3 +60,20 @@ fn audit_events_are_documented() {
     let missing: Vec<&&str> = events.iter().filter(|event| !guide.contains(&format!("`{event}`"))).collect();
     assert!(missing.is_empty(), "docs/operator.md lacks {missing:?}");
 }
+
+/// Every guarantee in the README names the test that holds it.
+#[test]
+fn tests_named_in_readme_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let mut stories = Vec::new();
+    read_sources(&root.join("tests/black_box"), &mut stories);
+    let is_name = |text: &&str| {
+        text.matches('_').count() >= 3 && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
+    let named: Vec<&str> = readme.split('`').skip(1).step_by(2).filter(is_name).collect();
+    assert!(named.len() > 10, "only {named:?}: the test checks nothing");
+    for name in named {
+        assert!(stories.iter().any(|story| story.contains(&format!("fn{name}("))), "README.md names {name}");
+    }
+}
