@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn values_stand_in_the_text_in_order() {
+    fn values_appear_in_the_text_in_order() {
         let rule = Rule::ZoneCheckDigit { digit: '2', part: "date of birth", place: 7 };
         assert_eq!(rule.code(), "zone-check-digit");
         assert_eq!(rule.values(), ["2", "date of birth", "7"]);
