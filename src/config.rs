@@ -14,7 +14,7 @@ use barid_core::bulletin::TopicFilter;
 use barid_core::ids::{ExchangeName, FeedId, Member};
 use serde::{Deserialize, Serialize};
 
-use crate::files::{self, Guard};
+use crate::files::{self, FileError};
 use crate::transport::Compress;
 
 /// The content of `node.toml`. The example explains each key.
@@ -150,38 +150,13 @@ pub struct NodeConfig {
     pub text: NodeText,
 }
 
-/// Why a configuration cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("{path} cannot be read")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file is not valid.
-    #[error("{path}: {reason}")]
-    Text {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        reason: String,
-    },
-}
-
 impl NodeConfig {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// See [`ConfigError`].
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = files::read_text(path, Guard::Trusted)
-            .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        Self::parse(&text, folder).map_err(|reason| ConfigError::Text { path: path.to_owned(), reason })
+    /// See [`FileError`].
+    pub fn load(path: &Path) -> Result<Self, FileError> {
+        files::load(path, |text| Self::parse(text, path.parent().unwrap_or(Path::new("."))))
     }
 
     fn parse(text: &str, folder: &Path) -> Result<Self, String> {

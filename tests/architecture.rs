@@ -55,8 +55,9 @@ const LAYERS: &[Layers] = &[
         path: "crate::bulletin::",
         siblings: true,
         modules: &[
-            &["countries", "field", "rules", "text"],
-            &["geo", "times", "topic", "vocabulary"],
+            &["countries", "text", "times"],
+            &["field", "rules"],
+            &["geo", "topic", "vocabulary"],
             &["body", "header", "kinds", "priority"],
             &["audience", "prepare", "state"],
         ],
@@ -487,14 +488,15 @@ fn modules_import_lower_layers_only() {
     assert!(imports > 500, "only {imports} imports were found: the test checks nothing");
 }
 
-/// At 500 lines a file should be split; this is the hard limit.
+/// At 450 lines of code a file should be split; this is the hard limit. Comments are not counted.
 #[test]
 fn files_stay_below_lines_max() {
-    const LINES_MAX: usize = 600;
+    const LINES_MAX: usize = 540;
     for folder in ["src", "core/src", "sim/src"] {
         for Source { path, text } in sources(&root().join(folder)) {
-            let lines = text.trim_end().lines().count();
-            assert!(lines <= LINES_MAX, "{} has {lines} lines before its tests", path.display());
+            let is_code = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");
+            let lines = text.lines().filter(is_code).count();
+            assert!(lines <= LINES_MAX, "{} has {lines} lines of code before its tests", path.display());
         }
     }
 }
