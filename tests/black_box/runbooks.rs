@@ -142,8 +142,8 @@ fn normalized(lines: &[String]) -> Vec<String> {
     lines.iter().map(line).collect()
 }
 
-/// Replaces the parts of a word that differ from run to run.
-fn stable(word: &str) -> String {
+/// Replaces the parts of a token that differ from run to run.
+fn stable(token: &str) -> String {
     let part = |part: &str| {
         let bare = part.trim_matches(|c: char| c.is_ascii_punctuation());
         if bare.len() >= 32 && bare.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
@@ -159,7 +159,7 @@ fn stable(word: &str) -> String {
         }
         stable
     };
-    word.split('/').map(part).collect::<Vec<_>>().join("/")
+    token.split('/').map(part).collect::<Vec<_>>().join("/")
 }
 
 fn status(world: &World, member: &str) -> Value {
