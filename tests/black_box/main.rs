@@ -24,6 +24,7 @@ mod publishers;
 mod recover;
 mod relays;
 mod rosters;
+mod runbooks;
 mod start;
 mod transport;
 mod wait_for;
