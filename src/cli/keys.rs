@@ -70,9 +70,9 @@ pub(super) fn run(context: &Context, args: &KeysArgs) -> Result<Exit, Failure> {
         };
         let (name, next) =
             (made.key.name(), if made.signs == Signs::Governor { "keys-next-governor" } else { "keys-next" });
-        let mut lines = vec![localize!(messages, id, path = &file, feed = name), messages.text(next), String::new()];
-        lines.extend(made.roster_lines());
+        let lines = [localize!(messages, id, path = &file, feed = name), messages.text(next), String::new()];
         context.output.lines(lines)?;
+        made.roster_lines().iter().try_for_each(|line| context.output.verbatim(line))?;
     }
     Ok(Exit::Ok)
 }

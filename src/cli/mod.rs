@@ -43,10 +43,12 @@ mod show;
 mod state;
 mod status;
 mod subscriptions;
+mod table;
 mod times;
 mod tls;
 mod verify;
 mod watch;
+mod wrap;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

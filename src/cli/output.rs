@@ -1,21 +1,30 @@
 //! Standard output and error output: text for readers, or JSON for scripts.
 //!
-//! In scope: both outputs, colours, widths, tables. JSON is one object a line, in the protobuf JSON
-//! mapping if the object is a message. Out of scope: localized text (`messages`), and the layout of
+//! In scope: both outputs, colours, the width, labels with values. Text is wrapped in the width. JSON
+//! is one object a line, in the protobuf JSON mapping if the object is a message. Out of scope:
+//! localized text (`messages`), where lines are broken (`wrap`), tables (`table`), and the layout of
 //! a bulletin (`render`).
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 use owo_colors::{OwoColorize, Stream, Style};
 use serde_json::Value;
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::failure::Failure;
+use super::wrap::{self, columns};
 
-/// Narrowest width to which a table is fitted; a narrower terminal wraps lines.
+/// Narrowest width in which text is laid out; a narrower terminal breaks its lines itself.
 const WIDTH_MIN: usize = 40;
-/// Width without a terminal: lines in files and pipes are not cut.
-const WIDTH_PIPE: usize = 100_000;
+/// Width of a terminal that does not know its own.
+const WIDTH_DEFAULT: usize = 80;
+/// Width without a terminal: lines in files and pipes are not wrapped, so that other programs find
+/// them whole.
+const WIDTH_UNLIMITED: usize = 100_000;
+/// Narrowest room for values beside their labels; with less, values are below.
+const VALUES_MIN: usize = 20;
+/// Indentation of a value below its label.
+const VALUE_INDENT: &str = "  ";
 
 /// The two outputs and their format.
 #[derive(Clone, Debug)]
@@ -24,6 +33,7 @@ pub struct Output {
     colour: bool,
     colour_on_error: bool,
     width: usize,
+    error_width: usize,
     #[cfg(test)]
     captured: Option<Captured>,
 }
@@ -33,27 +43,28 @@ pub struct Output {
 pub(crate) type Captured = std::sync::Arc<parking_lot::Mutex<Vec<u8>>>;
 
 impl Output {
-    /// Detects the format from the environment: NO_COLOR, terminals, widths.
+    /// Detects the format from the environment: NO_COLOR, COLUMNS, terminals and their size.
     #[must_use]
     pub fn new(json: bool) -> Self {
         let probe = |stream| "x".if_supports_color(stream, |text| text.bold()).to_string() != "x";
-        let width = terminal_size::terminal_size().map_or(WIDTH_PIPE, |(width, _)| usize::from(width.0).max(WIDTH_MIN));
         let mut output = Self::plain();
         output.json = json;
         output.colour = !json && probe(Stream::Stdout);
         output.colour_on_error = probe(Stream::Stderr);
-        output.width = width;
+        output.width = stream_width(&io::stdout());
+        output.error_width = stream_width(&io::stderr());
         output
     }
 
-    /// Returns a text output without colours and without cutting.
+    /// Returns a text output without colours, in which no text is wrapped.
     #[must_use]
     pub fn plain() -> Self {
         Self {
             json: false,
             colour: false,
             colour_on_error: false,
-            width: WIDTH_PIPE,
+            width: WIDTH_UNLIMITED,
+            error_width: WIDTH_UNLIMITED,
             #[cfg(test)]
             captured: None,
         }
@@ -72,10 +83,22 @@ impl Output {
         self.json
     }
 
-    /// Returns the columns of the terminal, or a very large number if there is none.
+    /// Returns the columns in which text is laid out on standard output.
     #[must_use]
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// Returns the columns in which text is laid out on the error output.
+    #[must_use]
+    pub fn error_width(&self) -> usize {
+        self.error_width
+    }
+
+    /// Returns this output with another width.
+    #[must_use]
+    pub fn with_width(self, width: usize) -> Self {
+        Self { width, error_width: width, ..self }
     }
 
     /// Returns whether the error output shows colours.
@@ -87,25 +110,27 @@ impl Output {
     /// Returns `text` in a style, if standard output shows styles.
     #[must_use]
     pub fn paint(&self, text: &str, style: Style) -> String {
-        if self.colour { text.style(style).to_string() } else { text.to_owned() }
+        if self.colour && !text.is_empty() { text.style(style).to_string() } else { text.to_owned() }
     }
 
     /// Returns `text` in a style, if the error output shows styles.
     #[must_use]
     pub fn paint_error(&self, text: &str, style: Style) -> String {
-        if self.colour_on_error { text.style(style).to_string() } else { text.to_owned() }
+        if self.colour_on_error && !text.is_empty() { text.style(style).to_string() } else { text.to_owned() }
     }
 
-    /// Writes one line to standard output and flushes it, so that the reader of a pipe sees it at
-    /// once.
+    /// Writes a text to standard output, wrapped in the width, and flushes it, so that the reader of
+    /// a pipe sees it at once.
     ///
     /// # Errors
     /// Returns [`Failure::closed_output`] if the reader has closed the pipe.
     pub fn line(&self, text: &str) -> Result<(), Failure> {
-        self.bytes(format!("{text}\n").as_bytes())
+        let mut lines = wrap::lines(text, self.width).join("\n");
+        lines.push('\n');
+        self.bytes(lines.as_bytes())
     }
 
-    /// Writes lines to standard output.
+    /// Writes texts to standard output, each as [`Output::line`] does.
     ///
     /// # Errors
     /// As [`Output::line`].
@@ -113,17 +138,25 @@ impl Output {
         lines.into_iter().try_for_each(|line| self.line(line.as_ref()))
     }
 
+    /// Writes one line to standard output as it is, however long: it is to be copied.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn verbatim(&self, line: &str) -> Result<(), Failure> {
+        self.bytes(format!("{line}\n").as_bytes())
+    }
+
     /// Writes one object as a line of JSON to standard output.
     ///
     /// # Errors
     /// As [`Output::line`].
     pub fn json(&self, object: &Value) -> Result<(), Failure> {
-        self.line(&escaped(object))
+        self.verbatim(&escaped(object))
     }
 
     /// Writes one object as a line of JSON to the error output.
     pub fn error_json(&self, object: &Value) {
-        self.error_line(&escaped(object));
+        self.error_verbatim(&escaped(object));
     }
 
     /// Writes bytes unchanged to standard output and flushes them.
@@ -140,27 +173,60 @@ impl Output {
         out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| failed(&error))
     }
 
-    /// Returns labels and values, one pair a line; pairs with an empty value are left out.
+    /// Returns labels and values, each value beside its label; pairs with an empty value are left out.
+    /// A value that does not fit there is below its label.
     #[must_use]
     pub fn block(&self, pairs: &[(String, String)]) -> Vec<String> {
         let nonempty: Vec<_> = pairs.iter().filter(|(_, value)| !value.is_empty()).collect();
-        let width = nonempty.iter().map(|(label, _)| label.width()).max().unwrap_or(0);
-        let line = |(label, value): &&(String, String)| {
-            let column_spacing = " ".repeat(width - label.width() + 2);
-            format!("{}{column_spacing}{value}", self.paint(label, Style::new().dimmed()))
+        let column = nonempty.iter().map(|(label, _)| columns(label)).max().unwrap_or(0) + VALUE_INDENT.len();
+        let room = self.width.saturating_sub(column);
+        let pair = |(label, value): &&(String, String)| {
+            let painted = self.paint(label, Style::new().dimmed());
+            if room < VALUES_MIN || wrap::widest_part(value) > room {
+                return [vec![painted], wrap::hanging(VALUE_INDENT, value, self.width)].concat();
+            }
+            let spacing = " ".repeat(column - columns(label));
+            wrap::hanging(&format!("{painted}{spacing}"), value, self.width)
         };
-        nonempty.iter().map(line).collect()
+        nonempty.iter().flat_map(pair).collect()
     }
 
-    /// Writes one line to the error output. A failure to write there cannot be reported.
+    /// Writes a text to the error output, wrapped in the width. A failure to write there cannot be
+    /// reported.
     pub fn error_line(&self, text: &str) {
+        wrap::lines(text, self.error_width).iter().for_each(|line| self.error_verbatim(line));
+    }
+
+    /// Writes one line to the error output as it is.
+    pub fn error_verbatim(&self, line: &str) {
         #[cfg(test)]
         if let Some(captured) = &self.captured {
-            captured.lock().extend_from_slice(format!("{text}\n").as_bytes());
+            captured.lock().extend_from_slice(format!("{line}\n").as_bytes());
             return;
         }
-        let _ = writeln!(io::stderr().lock(), "{text}");
+        let _ = writeln!(io::stderr().lock(), "{line}");
     }
+}
+
+/// Returns the width of text on a stream: that of the variable `COLUMNS`, or else of its terminal.
+fn stream_width(stream: &(impl AsFd + IsTerminal)) -> usize {
+    let terminal = stream.is_terminal().then(|| {
+        let size = terminal_size::terminal_size_of(stream);
+        size.map_or(0, |(width, _)| usize::from(width.0))
+    });
+    width_of(std::env::var("COLUMNS").ok().as_deref(), terminal)
+}
+
+/// As [`stream_width`], from the variable and the width of the terminal, if there is one.
+fn width_of(variable: Option<&str>, terminal: Option<usize>) -> usize {
+    let chosen = variable.and_then(|text| text.trim().parse::<usize>().ok()).filter(|width| *width > 0);
+    let width = match (chosen, terminal) {
+        (Some(width), _) => width,
+        (None, Some(0)) => WIDTH_DEFAULT,
+        (None, Some(width)) => width,
+        (None, None) => WIDTH_UNLIMITED,
+    };
+    width.clamp(WIDTH_MIN, WIDTH_UNLIMITED)
 }
 
 /// Returns an object as one line of JSON. Characters that drive terminals, change the direction of
@@ -191,110 +257,52 @@ fn failed(error: &io::Error) -> Failure {
     }
 }
 
-/// Text of a table cell, and its style. Widths count the text only.
-#[derive(Clone, Debug, Default)]
-pub struct Cell {
-    text: String,
-    style: Style,
-}
-
-impl Cell {
-    /// Creates a cell with a style. The text must be one clean line (`messages::clean`).
-    #[must_use]
-    pub fn styled(text: impl Into<String>, style: Style) -> Self {
-        Self { text: text.into(), style }
-    }
-}
-
-impl<T: Into<String>> From<T> for Cell {
-    fn from(text: T) -> Self {
-        Self::styled(text, Style::new())
-    }
-}
-
-/// Rows under headings. The last column is cut to fit the width.
-#[derive(Clone, Debug)]
-pub struct Table {
-    rows: Vec<Vec<Cell>>,
-}
-
-impl Table {
-    /// Creates a table with headings.
-    #[must_use]
-    pub fn new(headings: impl IntoIterator<Item = String>) -> Self {
-        let bold = Style::new().bold();
-        Self { rows: vec![headings.into_iter().map(|text| Cell::styled(text, bold)).collect()] }
-    }
-
-    /// Adds a row.
-    pub fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
-        self.rows.push(cells.into_iter().collect());
-    }
-
-    /// Returns the lines of the table.
-    #[must_use]
-    pub fn lines(&self, output: &Output) -> Vec<String> {
-        const COLUMN_SPACING: usize = 2;
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns)
-            .map(|n| self.rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.text.width()).max().unwrap_or(0))
-            .collect();
-        let before_last: usize = widths.iter().rev().skip(1).map(|width| width + COLUMN_SPACING).sum();
-        let room = output.width().saturating_sub(before_last).max(WIDTH_MIN / 2);
-        let line = |row: &Vec<Cell>| {
-            let mut line = String::new();
-            for (n, cell) in row.iter().enumerate() {
-                let last = n + 1 == columns;
-                let text = if last { cut(&cell.text, room) } else { cell.text.clone() };
-                line.push_str(&output.paint(&text, cell.style));
-                if !last {
-                    line.extend(std::iter::repeat_n(' ', widths[n] - cell.text.width() + COLUMN_SPACING));
-                }
-            }
-            line.trim_end().to_owned()
-        };
-        self.rows.iter().map(line).collect()
-    }
-}
-
-/// Returns `text` in at most `width` columns, with `…` at the end if it was cut. An open isolate is
-/// closed.
-#[must_use]
-pub fn cut(text: &str, width: usize) -> String {
-    if text.width() <= width {
-        return text.to_owned();
-    }
-    let mut columns = 0;
-    let mut truncated = String::new();
-    for c in text.chars() {
-        columns += c.width().unwrap_or(0);
-        if columns > width.saturating_sub(1) {
-            break;
-        }
-        truncated.push(c);
-    }
-    truncated.push('…');
-    let open =
-        truncated.matches(super::messages::FSI).count().saturating_sub(truncated.matches(super::messages::PDI).count());
-    truncated.extend(std::iter::repeat_n(super::messages::PDI, open));
-    truncated
-}
-
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cli::messages::{FSI, PDI};
 
     #[test]
-    fn table_aligns_columns_and_truncates_last() {
-        let mut table = Table::new(["a".to_owned(), "b".to_owned()]);
-        table.row(["long cell".into(), "x".repeat(60).into()]);
-        let narrow = Output { width: 50, ..Output::plain() };
-        let lines = table.lines(&narrow);
-        assert_eq!(lines[0], "a          b");
-        assert_eq!(lines[1].width(), 50);
-        assert!(lines[1].ends_with('…'));
-        assert!(!table.lines(&Output::plain())[1].ends_with('…'));
+    fn width_is_of_variable_terminal_or_default() {
+        assert_eq!(width_of(Some("100"), Some(120)), 100);
+        assert_eq!(width_of(None, Some(120)), 120);
+        for unusable in [None, Some(""), Some("0"), Some("wide"), Some("-3")] {
+            assert_eq!(width_of(unusable, None), WIDTH_UNLIMITED, "{unusable:?}: a file or a pipe");
+            assert_eq!(width_of(unusable, Some(0)), 80, "a terminal that does not know its size");
+        }
+        assert_eq!((width_of(Some("80"), None), width_of(Some("10"), None)), (80, 40));
+    }
+
+    #[test]
+    fn values_are_wrapped_beside_labels_or_below() {
+        let digest = "a1".repeat(32);
+        let pairs = [("Id", "0197"), ("Alarms", "the disk is full"), ("None", ""), ("Text (SHA-256)", digest.as_str())];
+        let pairs = pairs.map(|(label, value)| (label.to_owned(), value.to_owned()));
+        let lines = Output::plain().block(&pairs);
+        assert_eq!(lines[0], "Id              0197");
+        assert_eq!(lines[2], format!("Text (SHA-256)  {digest}"));
+        let lines = Output::plain().with_width(40).block(&pairs[..2]);
+        assert_eq!(lines, ["Id      0197", "Alarms  the disk is full"]);
+        let narrow = Output::plain().with_width(70).block(&pairs);
+        assert_eq!(narrow[2..], ["Text (SHA-256)".to_owned(), format!("  {digest}")]);
+        let long = [("Alarms".to_owned(), "one two three four five six seven".to_owned())];
+        let lines = Output::plain().with_width(40).block(&long);
+        assert_eq!(lines, ["Alarms  one two three four five six", "        seven"]);
+    }
+
+    #[test]
+    fn text_is_wrapped_and_json_is_not() {
+        let (output, captured) = Output::captured(false);
+        let output = output.with_width(40);
+        output.line("  • header.topic: expected a dotted path of labels").unwrap();
+        output.error_line("The node cannot be reached at its address.");
+        output.verbatim(&"x ".repeat(30)).unwrap();
+        output.json(&serde_json::json!({"text": "x ".repeat(30)})).unwrap();
+        let text = String::from_utf8(captured.lock().clone()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..2], ["  • header.topic: expected a dotted path", "    of labels"]);
+        assert_eq!(lines[2..4], ["The node cannot be reached at its", "address."]);
+        assert_eq!(lines.len(), 6, "{text}");
     }
 
     #[test]
@@ -306,13 +314,5 @@ mod tests {
         assert!(line.contains("\\u007f\\u009b31m \\u202ex") && line.contains("\\udb40\\udc41"), "{line}");
         assert!(line.contains("نص é"), "{line}");
         assert_eq!(serde_json::from_str::<Value>(&line).expect("JSON"), object);
-    }
-
-    #[test]
-    fn isolates_have_zero_width_and_stay_balanced() {
-        let text = format!("{FSI}{}{PDI}", "ب".repeat(30));
-        assert_eq!(cut(&text, 30), text);
-        let cut = cut(&text, 10);
-        assert!(cut.ends_with(PDI) && cut.contains('…'));
     }
 }

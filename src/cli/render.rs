@@ -16,8 +16,9 @@ use serde_json::Value;
 
 use super::message;
 use super::messages::{Arg, Messages, clean};
-use super::output::{Cell, Output, Table};
+use super::output::Output;
 use super::profile::Directory;
+use super::table::{Cell, Table};
 use super::{Context, state, times};
 
 /// An entry with its envelope decoded as far as possible.

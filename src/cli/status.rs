@@ -12,7 +12,7 @@ use pbjson_types::Timestamp;
 use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::messages::{Arg, Messages};
-use super::output::{Cell, Table};
+use super::table::{Cell, Table};
 use super::render::Render;
 use super::{Context, Exit, Failure, localize, message, times};
 

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::client::Client;
 use super::deadline::TimeoutArgs;
-use super::output::Table;
+use super::table::Table;
 use super::{Context, Exit, Failure, localize, message, times};
 
 /// Arguments of `barid subscriptions`.

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::shell_quoted;
-use super::{Context, Exit, Failure, localize};
+use super::{Context, Exit, Failure, localize, wrap};
 use exchange::Exchange;
 
 /// Arguments of `barid demo`.
@@ -88,12 +88,13 @@ impl StepPrinter<'_> {
 
     /// Prints a step with its time.
     fn step(&self, id: &str, text: &str) -> Result<(), Failure> {
-        if self.context.output.is_json() {
+        let output = &self.context.output;
+        if output.is_json() {
             return self.line(id, text);
         }
-        let time = self.context.output.paint(&format!("{:>5} s", self.seconds()), Style::new().dimmed());
-        self.context.output.line("")?;
-        self.context.output.line(&format!("{time}  {}", self.context.output.paint(text, Style::new().bold())))
+        let time = output.paint(&format!("{:>5} s", self.seconds()), Style::new().dimmed());
+        output.line("")?;
+        self.hanging(&format!("{time}  "), &output.paint(text, Style::new().bold()))
     }
 
     /// Prints a check that passed.
@@ -102,8 +103,14 @@ impl StepPrinter<'_> {
         if self.context.output.is_json() {
             self.line(id, text)
         } else {
-            self.line(id, &format!("         {symbol} {text}"))
+            self.hanging(&format!("         {symbol} "), text)
         }
+    }
+
+    /// Prints a text after a prefix; its further lines begin below its first.
+    fn hanging(&self, prefix: &str, text: &str) -> Result<(), Failure> {
+        let output = &self.context.output;
+        wrap::hanging(prefix, text, output.width()).iter().try_for_each(|line| output.verbatim(line))
     }
 
     /// Prints a line. In JSON it is an object with its id; a line without an id is left out.
@@ -130,7 +137,13 @@ impl StepPrinter<'_> {
             let (program, profile) =
                 (shell_quoted(&exchange.program()), shell_quoted(&exchange.profile(member, client)));
             self.line(id, &format!("  {}", messages.text(id)))?;
-            self.line(id, &format!("    {program} --profile {profile} {command}"))?;
+            let command = format!("    {program} --profile {profile} {command}");
+            if self.context.output.is_json() {
+                self.line(id, &command)?;
+            } else {
+                // The whole line is to be copied.
+                self.context.output.verbatim(&command)?;
+            }
         }
         let logs = exchange.path("*/node.log");
         self.line("demo-keep-logs", &format!("  {}", localize!(messages, "demo-keep-logs", path = &logs)))

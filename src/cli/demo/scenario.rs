@@ -11,14 +11,14 @@ use serde_json::{Map, Value, json};
 
 use super::exchange::{Exchange, MEMBERS, failed};
 use super::{Failure, StepPrinter, localize};
-use crate::cli::output::{Cell, Table};
 use crate::cli::render::tlp_style;
+use crate::cli::table::{Cell, Table};
 use crate::cli::times;
 
 /// Bulletins that the stopped member misses.
 const MISSED: usize = 8;
-/// Indentation of lines under a step, as wide as its time.
-const INDENT: &str = "         ";
+/// Indentation of a table: less than that of other lines, so that it fits 80 columns.
+const INDENT: &str = "  ";
 
 const ALERT: &str = include_str!("../../../examples/bulletins/stolen-passport.fr.json");
 const ACKNOWLEDGEMENT: &str = include_str!("../../../examples/bulletins/acknowledgement.json");
@@ -198,7 +198,9 @@ impl Scenario<'_> {
                 .map(|visibility| Cell::styled(self.messages().text(visibility.id()), visibility.style()));
             table.row(cells.into_iter().chain(visibilities));
         }
-        for line in table.lines(&self.printer.context.output) {
+        let output = &self.printer.context.output;
+        let narrow = output.clone().with_width(output.width().saturating_sub(INDENT.len()));
+        for line in table.lines(&narrow) {
             self.printer.line("", &format!("{INDENT}{line}"))?;
         }
         self.passed("demo-equal", &self.messages().text("demo-equal"))

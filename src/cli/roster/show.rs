@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{key_json, of_profile, read, rfc3339, signer_json, signer_lines};
 use crate::cli::messages::clean;
-use crate::cli::output::{Cell, Table};
+use crate::cli::table::{Cell, Table};
 use crate::cli::{Context, Exit, Failure, localize, times};
 use crate::clock;
 
