@@ -10,6 +10,7 @@
 
 mod args;
 mod bench;
+mod bidi;
 mod cert_check;
 mod cert_request;
 mod client;
@@ -196,12 +197,14 @@ pub fn main() -> ExitCode {
         let _ = process::survive_hangup();
     }
     let lang = session_lang();
-    let command = args::localize_help(Cli::command(), &Messages::new(lang));
+    let isolates = bidi::implements_isolates();
+    let command = args::localize_help(Cli::command(), &Messages::on_terminal(lang, isolates));
     let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors; clap writes them to standard output.
-            let (json, messages) = (args::requests_json(std::env::args_os().skip(1)), Messages::new(lang));
+            let json = args::requests_json(std::env::args_os().skip(1));
+            let messages = Messages::on_terminal(lang, isolates);
             if error.use_stderr() && (json || args::has_translation(&error, &messages)) {
                 let failure = args::unusable(&error, &messages);
                 failure.show(&messages, &Output::new(json));
@@ -217,7 +220,8 @@ pub fn main() -> ExitCode {
         let _ = process::forbid_dumps();
     }
     let named = || std::env::var_os("BARID_PROFILE").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let context = Context::new(Messages::new(lang), Output::new(cli.json), cli.profile.or_else(named));
+    let messages = Messages::on_terminal(lang, isolates);
+    let context = Context::new(messages, Output::new(cli.json), cli.profile.or_else(named));
     match run(&context, cli.command) {
         Ok(exit) => code(exit),
         Err(failure) => {

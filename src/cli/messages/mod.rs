@@ -2,12 +2,14 @@
 //!
 //! In scope: choosing a language, the catalogues (Fluent), and inserting values safely into a line
 //! of text. Out of scope: output for scripts, which is the same in every language (`output`); the
-//! English texts of options, alarms and rules of fields, which are in the code.
+//! English texts of options and their values, of alarms, of rules of fields and of failed checks of
+//! proofs, which are in the code.
 //!
 //! External values are cleaned before they are inserted. With control characters, or marks that
-//! change the direction of text, a bulletin could rewrite other text on a terminal. In Arabic every
-//! inserted value is put between U+2068 FIRST STRONG ISOLATE and U+2069 POP DIRECTIONAL ISOLATE, so
-//! that codes, paths and numbers keep their own direction.
+//! change the direction of text, a bulletin could rewrite other text on a terminal. In Arabic, on a
+//! terminal that implements isolates, every inserted value is put between U+2068 FIRST STRONG
+//! ISOLATE and U+2069 POP DIRECTIONAL ISOLATE, so that codes, paths and numbers keep their own
+//! direction. Other terminals would show the two characters, or count columns for them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -39,6 +41,8 @@ pub enum Lang {
 /// The catalogue of one language.
 pub struct Messages {
     lang: Lang,
+    /// Whether inserted values are isolated.
+    isolates: bool,
     bundle: FluentBundle<FluentResource>,
 }
 
@@ -88,17 +92,25 @@ impl FromStr for Lang {
 }
 
 impl Messages {
-    /// Loads the catalogue of `lang`.
+    /// Loads the catalogue of `lang`, for a reader that implements isolates.
     #[must_use]
     pub fn new(lang: Lang) -> Self {
+        Self::on_terminal(lang, true)
+    }
+
+    /// Loads the catalogue of `lang`. Values are isolated only if the terminal implements isolates
+    /// and the language is written from right to left.
+    #[must_use]
+    pub fn on_terminal(lang: Lang, implements_isolates: bool) -> Self {
         // The catalogues are part of the program, and tests check that they parse. An invalid entry
         // would only be missing.
         let resource = FluentResource::try_new(lang.source().to_owned()).unwrap_or_else(|(partial, _)| partial);
         let identifier: LanguageIdentifier = lang.code().parse().unwrap_or_default();
         let mut bundle = FluentBundle::new_concurrent(vec![identifier]);
-        bundle.set_use_isolating(lang == Lang::Ar);
+        let isolates = lang == Lang::Ar && implements_isolates;
+        bundle.set_use_isolating(isolates);
         bundle.add_resource_overriding(resource);
-        Self { lang, bundle }
+        Self { lang, isolates, bundle }
     }
 
     /// Returns the language.
@@ -143,17 +155,17 @@ impl Messages {
         known.then(|| self.find(&id, None)).flatten().unwrap_or_else(|| self.value(term))
     }
 
-    /// Returns an external value for use outside of a message: cleaned, and isolated in a
-    /// right-to-left language. An empty value remains empty.
+    /// Returns an external value for use outside of a message: cleaned, and isolated as in a
+    /// message. An empty value remains empty.
     #[must_use]
     pub fn value(&self, text: &str) -> String {
         self.isolate(&clean(text))
     }
 
-    /// Returns `text`, isolated in a right-to-left language.
+    /// Returns `text`, isolated as values in a message are.
     #[must_use]
     pub fn isolate(&self, text: &str) -> String {
-        if self.lang == Lang::Ar && !text.is_empty() { format!("{FSI}{text}{PDI}") } else { text.to_owned() }
+        if self.isolates && !text.is_empty() { format!("{FSI}{text}{PDI}") } else { text.to_owned() }
     }
 
     /// Returns the name that is in this language.
@@ -169,7 +181,7 @@ impl Messages {
 
 impl fmt::Debug for Messages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Messages").field("lang", &self.lang).finish_non_exhaustive()
+        f.debug_struct("Messages").field("lang", &self.lang).field("isolates", &self.isolates).finish_non_exhaustive()
     }
 }
 
@@ -279,7 +291,8 @@ mod tests {
         assert!(english.len() > 100);
         for lang in [Lang::Fr, Lang::Ar] {
             // Their English texts are in the code.
-            let in_code = |id: &str| ["help", "alarm-", "rule-"].iter().any(|prefix| id.starts_with(prefix));
+            let in_code = ["help", "alarm-", "rule-", "expected-", "detail-"];
+            let in_code = |id: &str| in_code.iter().any(|prefix| id.starts_with(prefix));
             let required = |(id, _): &(&String, &BTreeSet<String>)| !in_code(id);
             let other = keys(lang);
             for (id, values) in &english {
@@ -329,6 +342,17 @@ mod tests {
             assert!(!text.contains([FSI, PDI]), "{text}");
             assert!(text.contains("ma.rabat.example/feed/1"));
         }
+    }
+
+    #[test]
+    fn terminal_without_isolates_gets_none() {
+        let arabic = Messages::on_terminal(Lang::Ar, false);
+        let text = localize!(arabic, "published-place", feed = "ma.rabat.example/feed/1", place = 7_u64);
+        let all = [text, arabic.value("ne/1"), arabic.isolate("#7"), arabic.term("severity", "Cosmic")].concat();
+        assert!(!all.contains([FSI, PDI]) && all.contains("ma.rabat.example/feed/1"), "{all:?}");
+        let hostile = arabic.value("\u{202e}a\u{2068}b");
+        assert_eq!(hostile, "\u{FFFD}ab", "values are cleaned all the same");
+        assert!(!Messages::on_terminal(Lang::Fr, true).value("ne/1").contains(FSI));
     }
 
     #[test]
