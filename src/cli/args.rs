@@ -1,15 +1,13 @@
 //! Arguments that several commands share, and localized help.
 //!
-//! In scope: filters, bulletin references, translation of help and usage errors. English help is
-//! the documentation of the argument types. French and Arabic help is in the catalogues under
-//! `help-<command>` and `help-<command>-<argument>`.
+//! In scope: filters, translation of help and usage errors. English help is the documentation of
+//! the argument types. French and Arabic help is in the catalogues under `help-<command>` and
+//! `help-<command>-<argument>`. Out of scope: what a value must be (`expected`).
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::str::FromStr;
 
 use barid_core::bulletin::TopicFilter;
-use barid_core::bulletin::header::BulletinId;
 use barid_core::bulletin::vocabulary::Severity;
 use barid_core::ids::Member;
 use barid_core::proto;
@@ -17,6 +15,7 @@ use clap::{ArgAction, Args};
 use fluent_bundle::FluentArgs;
 
 use super::Failure;
+use super::expected::{self, Expected};
 use super::messages::{Arg, Lang, Messages};
 
 /// Bulletins to select. A repeated option widens the selection; different options narrow it.
@@ -49,33 +48,9 @@ impl FilterArgs {
     }
 }
 
-fn severity(text: &str) -> Result<Severity, String> {
+fn severity(text: &str) -> Result<Severity, Expected> {
     let known = Severity::ALL.iter().find(|severity| severity.as_str().eq_ignore_ascii_case(text));
-    known
-        .copied()
-        .ok_or_else(|| format!("one of {}", Severity::ALL.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", ")))
-}
-
-/// A bulletin id, with or without its publishing member: `ne/0197…` or `0197…`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct BulletinRef {
-    /// Publishing member, if given.
-    pub(super) member: Option<Member>,
-    /// Bulletin id.
-    pub(super) id: BulletinId,
-}
-
-impl FromStr for BulletinRef {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (member, id) = match text.split_once('/') {
-            Some((member, id)) => (Some(member.parse::<Member>().map_err(|error| error.to_string())?), id),
-            None => (None, text),
-        };
-        let id = id.parse().map_err(|_| "write MEMBER/ID or ID, the id as a UUIDv7 in lower case".to_owned())?;
-        Ok(Self { member, id })
-    }
+    known.copied().ok_or(Expected::Severity)
 }
 
 /// Returns whether the arguments request JSON output. They are not parsed: the result also decides
@@ -97,10 +72,7 @@ fn error_message(error: &clap::Error, messages: &Messages) -> Option<String> {
         })
     };
     let mut args = FluentArgs::new();
-    // A value parser states in English what it expects. A failed integer adds nothing to the
-    // option's name, so that source is left out.
-    let source = std::error::Error::source(error).filter(|source| !source.is::<std::num::ParseIntError>());
-    let expected = source.map(ToString::to_string);
+    let expected = std::error::Error::source(error).and_then(|source| expected::localized(source, messages));
     if let Some(expected) = &expected {
         args.set("expected", expected.arg());
     }
@@ -120,6 +92,9 @@ fn error_message(error: &clap::Error, messages: &Messages) -> Option<String> {
         }
         ErrorKind::UnknownArgument => ("argument-unknown", given("option", ContextKind::InvalidArg)),
         ErrorKind::InvalidSubcommand => ("argument-command", given("value", ContextKind::InvalidSubcommand)),
+        ErrorKind::MissingSubcommand => ("argument-no-command", given("values", ContextKind::ValidSubcommand)),
+        ErrorKind::TooManyValues => ("argument-surplus", given("value", ContextKind::InvalidValue)),
+        ErrorKind::InvalidUtf8 => ("argument-not-utf8", true),
         ErrorKind::MissingRequiredArgument => ("argument-missing", given("option", ContextKind::InvalidArg)),
         ErrorKind::ArgumentConflict => {
             let both = given("option", ContextKind::InvalidArg) && given("other", ContextKind::PriorArg);
@@ -171,20 +146,47 @@ pub(super) fn localize_help(command: clap::Command, messages: &Messages) -> clap
 
 fn localize_help_under(mut command: clap::Command, messages: &Messages, id: &str) -> clap::Command {
     if let Some(about) = messages.find(id, None) {
-        command = command.about(about.clone()).long_about(about);
+        // A long text would change the layout of all options.
+        if command.get_long_about().is_some() {
+            command = command.long_about(about.clone());
+        }
+        command = command.about(about);
     }
     if let Some(after) = messages.find(&format!("{id}.after"), None) {
         command = command.after_help(after);
     }
     command = headings(command, messages, id == "help");
     command = command.mut_args(|arg| match help(messages, id, &arg) {
-        Some(help) => arg.help(help.clone()).long_help(help),
+        Some(help) => {
+            let (help, arg) = with_values(help, messages, arg);
+            let arg = if arg.get_long_help().is_some() { arg.long_help(help.clone()) } else { arg };
+            arg.help(help)
+        }
         None => arg,
     });
     command.mut_subcommands(|sub| {
         let id = format!("{id}-{}", sub.get_name());
         localize_help_under(sub, messages, &id)
     })
+}
+
+/// Adds the default and the possible values to an argument's help, in the place of clap, whose
+/// labels for them are English.
+fn with_values(mut help: String, messages: &Messages, arg: clap::Arg) -> (String, clap::Arg) {
+    let label = |name: &str| messages.find(&format!("help-heading-{name}"), None);
+    let (Some(default), Some(values)) = (label("default"), label("values")) else { return (help, arg) };
+    if !arg.get_action().takes_values() {
+        return (help, arg);
+    }
+    let possible: Vec<String> = arg.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+    let defaults: Vec<String> = arg.get_default_values().iter().map(|value| value.display().to_string()).collect();
+    for (label, given) in [(values, possible), (default, defaults)] {
+        let given = given.join(", ");
+        if !given.is_empty() {
+            help.push_str(&format!(" [{label} {given}]"));
+        }
+    }
+    (help, arg.hide_possible_values(true).hide_default_value(true))
 }
 
 /// Translates the parts that clap generates: headings, `--help` and `--version`.
@@ -197,6 +199,9 @@ fn headings(mut command: clap::Command, messages: &Messages, is_root: bool) -> c
     }
     if let Some(commands) = heading("commands") {
         command = command.subcommand_help_heading(commands);
+    }
+    if let Some(value) = heading("command") {
+        command = command.subcommand_value_name(value);
     }
     if let (Some(options), Some(arguments)) = (heading("options"), heading("arguments")) {
         if let Some(text) = heading("help") {
@@ -272,24 +277,25 @@ mod tests {
                     localize_help(Cli::command(), &Messages::new(lang)).try_get_matches_from(args).unwrap_err();
                 assert_eq!(output.kind(), clap::error::ErrorKind::DisplayHelp);
                 let text = output.to_string();
-                for english in ["Usage:", "Commands:", "Options:", "Arguments:", "Print help", "Print version"] {
-                    assert!(
-                        !text.contains(english) || lang == Lang::Fr && ["Options:", "Arguments:"].contains(&english),
-                        "{english}: {text}"
-                    );
+                for english in [
+                    "Usage:",
+                    "Commands:",
+                    "Options:",
+                    "Arguments:",
+                    "Print help",
+                    "Print version",
+                    "Possible values",
+                    "possible values",
+                    "default:",
+                    "COMMAND>",
+                ] {
+                    assert!(!text.contains(english), "{english}: {text}");
                 }
             }
-        }
-    }
-
-    #[test]
-    fn bulletin_ref_parses_with_and_without_member() {
-        let id = "01976f6e-7c00-7000-8000-000000000001";
-        assert_eq!(id.parse::<BulletinRef>().unwrap().member, None);
-        let with: BulletinRef = format!("ne/{id}").parse().unwrap();
-        assert_eq!(with.member.unwrap().as_str(), "ne");
-        for bad in ["ne/", "NE/01976f6e-7c00-7000-8000-000000000001", "01976f6e-7c00-4000-8000-000000000001", "x"] {
-            assert!(bad.parse::<BulletinRef>().is_err(), "{bad}");
+            let values = localize_help(Cli::command(), &Messages::new(lang));
+            let values = values.try_get_matches_from(["barid", "history", "--help"]).unwrap_err().to_string();
+            let values = values.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(values.contains("ar, fr, en]") && values.contains(" 50]"), "{values}");
         }
     }
 
@@ -320,6 +326,16 @@ mod tests {
                 ("show", "MEMBER/ID"),
                 ("exchange init --count 2 --members ma", "--members"),
                 ("watch --from 42", "--from"),
+                ("history --member XX", "alpha-2"),
+                ("history --topic BAD", "customs.>"),
+                ("history --min-severity bad", "Extreme"),
+                ("history --limit 0", "--limit <N>"),
+                ("health --timeout 601", "600"),
+                ("publish a.json --id 0197", "UUIDv7"),
+                ("show 0197ABCD", "MEMBER/ID"),
+                ("exchange init --exchange x", "rabat.example"),
+                ("feed resume x", "/feed/1"),
+                ("feed --json", "forks"),
             ]);
             for (line, named) in ids {
                 let args = std::iter::once("barid").chain(line.split(' '));
@@ -327,7 +343,7 @@ mod tests {
                 assert!(has_translation(&error, &messages), "{lang:?} {line}: {error}");
                 let text = unusable(&error, &messages).to_string();
                 assert!(text.contains(named), "{lang:?} {line}: {text}");
-                for english in ["invalid", "required", "error", "found", "cannot"] {
+                for english in ["invalid", "required", "error", "found", "cannot", "write", "one of", "is not"] {
                     assert!(!text.contains(english), "{lang:?} {line}: {text}");
                 }
             }

@@ -11,7 +11,7 @@ use barid_core::proto;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::args::BulletinRef;
+use super::bulletin_ref::BulletinRef;
 use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::render::Render;
@@ -20,7 +20,7 @@ use super::{Context, Exit, Failure, localize, message, show, times};
 /// The bulletin, and where to write the file.
 #[derive(Debug, Args)]
 pub(super) struct EvidenceArgs {
-    /// Bulletin: `ne/0197…`, or the id alone.
+    /// Bulletin: `ne/0197…`, the id alone, the beginning of either, or its offset: `7` or `'#7'`.
     #[arg(value_name = "MEMBER/ID")]
     bulletin: BulletinRef,
     /// Member that published it, if several have published one with this id.
@@ -38,14 +38,15 @@ pub(super) struct EvidenceArgs {
 
 /// Exports the evidence.
 pub(super) async fn run(context: &Context, args: &EvidenceArgs) -> Result<Exit, Failure> {
-    let path = args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.barid", args.bulletin.id)));
+    let profile = context.profile()?;
+    let client = Client::with_timeout(&profile, args.within.duration())?;
+    let bulletin = args.bulletin.resolve(&client, args.member.as_ref()).await?;
+    let path = args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.barid", bulletin.id)));
     let to_stdout = path.as_os_str() == "-";
     if !to_stdout && !args.force && path.exists() {
         return Err(Failure::usage("file-exists").path(&path));
     }
-    let profile = context.profile()?;
-    let client = Client::with_timeout(&profile, args.within.duration())?;
-    let (_, (summary, file)) = show::find(&profile, &args.bulletin, args.member.as_ref(), async |member, id| {
+    let (_, (summary, file)) = show::find(&profile, &bulletin, async |member, id| {
         client.export_evidence(proto::ExportEvidenceRequest { member: member.to_string(), id }).await
     })
     .await?;

@@ -4,6 +4,7 @@
 //! field's own name; vocabulary terms; times, digests and lists. Out of scope: fields with a layout
 //! of their own (`render`), and JSON (`message`).
 
+use barid_core::bulletin::kinds;
 use barid_core::bulletin::times::Time;
 use barid_core::json::{raw_time, timestamp};
 use base64::Engine as _;
@@ -15,7 +16,8 @@ use super::render::{Pair, Render, join_with, kebab};
 use super::times;
 
 /// Fields with vocabulary terms, and the vocabulary's name in the catalogues.
-const VOCABULARIES: [(&str, &str); 12] = [
+const VOCABULARIES: [(&str, &str); 13] = [
+    ("purpose", "purpose"),
     ("status", "status"),
     ("msg_type", "msg-type"),
     ("urgency", "urgency"),
@@ -90,6 +92,10 @@ impl Render<'_> {
                 match vocabulary {
                     Some((_, vocabulary)) => messages.term(vocabulary, text),
                     None if MEMBERS.contains(&field.name()) => self.member(text),
+                    // The name is what filters take.
+                    None if field.name() == "kind" && kinds::find(text).is_some() => {
+                        format!("{} ({})", self.kind(text), messages.value(text))
+                    }
                     None => messages.value(text),
                 }
             }

@@ -89,7 +89,7 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
         return Ok(Exit::Ok);
     }
     let readings: Vec<Reading<'_>> = found.iter().map(Reading::new).collect();
-    context.output.lines(Render::new(context, profile.directory()).table(&readings))?;
+    context.output.lines(Render::new(context, profile.directory()).list(&readings))?;
     if !page_token.is_empty() {
         let command = next(context, args, &page_token);
         context.output.error_line(&localize!(context.messages, "history-more", command = &command));

@@ -119,7 +119,7 @@ fn rendered_everywhere(delivery: &proto::Delivery) {
         let context = Context::new(Messages::new(lang), Output::plain(), None);
         let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
         let lines =
-            [render.brief(&reading), render.full(&reading), render.table(std::slice::from_ref(&reading))].concat();
+            [render.brief(&reading), render.full(&reading), render.list(std::slice::from_ref(&reading))].concat();
         for line in lines {
             let raw = |c: char| c.is_control() || ('\u{2028}'..='\u{202e}').contains(&c);
             assert!(!line.chars().any(raw), "{line:?}");
@@ -205,7 +205,7 @@ fn unrepresentable_timestamp_is_omitted_from_json_with_note() {
     let context = Context::new(Messages::new(Lang::En), Output::plain(), None);
     let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
     let reading = Reading::new(&delivery);
-    for lines in [render.brief(&reading), render.full(&reading), render.table(std::slice::from_ref(&reading))] {
+    for lines in [render.brief(&reading), render.full(&reading), render.list(std::slice::from_ref(&reading))] {
         assert!(lines.join("\n").contains("⚠ 253402300800 s 0 ns"), "{lines:?}");
     }
 }

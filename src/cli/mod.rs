@@ -11,6 +11,7 @@
 mod args;
 mod bench;
 mod bidi;
+mod bulletin_ref;
 mod cert_check;
 mod cert_request;
 mod client;
@@ -22,6 +23,7 @@ mod deadline;
 mod demo;
 mod evidence;
 mod exchange;
+mod expected;
 pub mod failure;
 mod feed;
 mod fields;

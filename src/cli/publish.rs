@@ -17,6 +17,7 @@ use clap::Args;
 use tokio::time::Instant;
 
 use super::client::Client;
+use super::expected::Expected;
 use super::failure::Field;
 use super::render::Render;
 use super::{Context, Exit, Failure, Messages, args, leap_second, localize, message, times};
@@ -69,22 +70,22 @@ enum WaitFor {
 }
 
 impl FromStr for Id {
-    type Err = String;
+    type Err = Expected;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        text.parse().map(Self).map_err(|_| "a UUIDv7 in lower case".to_owned())
+    fn from_str(text: &str) -> Result<Self, Expected> {
+        text.parse().map(Self).map_err(|_| Expected::Id)
     }
 }
 
 impl FromStr for WaitFor {
-    type Err = String;
+    type Err = Expected;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Expected> {
         if text.bytes().all(|b| b.is_ascii_digit()) {
             let count = text.parse().ok().filter(|count| *count > 0);
-            return count.map(Self::Count).ok_or_else(|| "a number of members from 1 on, or their codes".to_owned());
+            return count.map(Self::Count).ok_or(Expected::WaitFor);
         }
-        let members = text.split(',').map(|code| code.trim().parse::<Member>().map_err(|error| error.to_string()));
+        let members = text.split(',').map(|code| code.trim().parse::<Member>().map_err(Expected::from));
         // Duplicates count once.
         let members = members.collect::<Result<BTreeSet<_>, _>>()?;
         Ok(Self::Members(members.into_iter().collect()))

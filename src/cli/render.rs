@@ -14,12 +14,15 @@ use owo_colors::{Rgb, Style};
 use prost_reflect::DynamicMessage;
 use serde_json::Value;
 
+use super::bulletin_ref::{short, short_among};
 use super::message;
 use super::messages::{Arg, Messages, clean};
 use super::output::Output;
 use super::profile::Directory;
-use super::table::{Cell, Table};
-use super::{Context, state, times};
+use super::{Context, state, times, wrap};
+
+/// Indentation of the lines below the first of a bulletin in a list.
+const INDENT: &str = "  ";
 
 /// An entry with its envelope decoded as far as possible.
 #[derive(Clone, Debug)]
@@ -149,69 +152,43 @@ impl<'a> Render<'a> {
     #[must_use]
     pub(super) fn brief(&self, reading: &Reading<'_>) -> Vec<String> {
         let header = &reading.header;
-        let dim = Style::new().dimmed();
-        let badges = [
-            self.banner(header),
-            self.state_badge(reading.delivery.state.as_ref()),
-            self.tlp(header),
-            self.severity(header),
-            self.messages.term("urgency", &header.urgency),
-            self.output.paint(&self.messages.value(&times::seconds(header.sent_at.as_ref())), dim),
-            self.member(&header.member),
-        ];
-        let mut lines = vec![join_with("  ", badges)];
-        let what = [self.kind(header), self.unless_alert(header), self.messages.value(&header.topic)];
-        lines.push(format!("  {}", join_with(" · ", what)));
-        if let Some(text) = reading.text(self.messages.lang().code()) {
-            lines.push(format!("  {}", self.output.paint(&self.messages.value(&text.headline), Style::new().bold())));
-        }
-        let state = reading.delivery.state.as_ref();
-        if state.is_some_and(|state| state.by.is_some()) {
-            lines.push(format!("  {}", self.output.paint(&self.state(state), state::style(state))));
-        }
-        lines.extend(self.about(reading).into_iter().chain(self.flags(reading)).map(|line| format!("  {line}")));
-        let place = format!("{}  #{}", reading.name(), reading.delivery.offset);
-        lines.push(format!("  {}", self.output.paint(&self.messages.isolate(&place), dim)));
-        lines
+        let more = [self.messages.term("urgency", &header.urgency), self.messages.value(&header.topic)];
+        self.entry(reading, short(&header.id), &times::seconds(header.sent_at.as_ref()), more)
     }
 
-    /// Returns a table with one row a bulletin.
+    /// Returns a few lines for each bulletin, with ids that are unique among them.
     #[must_use]
-    pub(super) fn table(&self, readings: &[Reading<'_>]) -> Vec<String> {
-        let headings = [
-            "column-offset",
-            "column-sent",
-            "column-state",
-            "column-tlp",
-            "column-severity",
-            "column-bulletin",
-            "column-headline",
+    pub(super) fn list(&self, readings: &[Reading<'_>]) -> Vec<String> {
+        let ids: Vec<&str> = readings.iter().map(Reading::id).collect();
+        let entry = |(reading, id): (&Reading<'_>, &str)| {
+            self.entry(reading, id, &times::minutes(reading.header.sent_at.as_ref()), [])
+        };
+        readings.iter().zip(short_among(&ids)).flat_map(entry).collect()
+    }
+
+    /// Returns a bulletin in a list: when it was sent, how severe it is and its headline, whole; then
+    /// its publisher, its state, its handling, its kind and `more`; then what it refers to.
+    fn entry(&self, reading: &Reading<'_>, id: &str, at: &str, more: impl IntoIterator<Item = String>) -> Vec<String> {
+        let (header, width) = (&reading.header, self.output.width());
+        let headline = reading.text(self.messages.lang().code()).map(|text| self.messages.value(&text.headline));
+        let lead = [
+            self.messages.isolate(at),
+            self.severity(header),
+            self.banner(header),
+            self.unless_alert(header),
+            self.output.paint(&headline.unwrap_or_default(), Style::new().bold()),
         ];
-        let mut table = Table::new(headings.map(|id| self.messages.text(id)));
-        for reading in readings {
-            let header = &reading.header;
-            let headline = reading.text(self.messages.lang().code()).map(|text| clean(&text.headline));
-            let badges: Vec<String> = [self.not_for_real(header), self.unless_alert(header), self.kind(header)]
-                .into_iter()
-                .chain(reading.delivery.flags.iter().map(|flag| self.messages.term("flag", flag)))
-                .chain(reading.unread.iter().map(|unread| self.messages.term("note", unread.note)))
-                .filter(|badge| !badge.is_empty())
-                .collect();
-            let state = reading.delivery.state.as_ref();
-            let changed = state.filter(|state| state.by.is_some()).map(|state| self.state(Some(state)));
-            let what = format!("[{}] {}", badges.join(" · "), self.messages.isolate(&headline.unwrap_or_default()));
-            let what = join_with(" · ", changed.into_iter().chain([what]).chain(self.about(reading)));
-            table.row([
-                Cell::from(self.messages.isolate(&format!("#{}", reading.delivery.offset))),
-                Cell::from(self.messages.isolate(&times::minutes(header.sent_at.as_ref()))),
-                Cell::styled(self.state_label(state), state::style(state)),
-                Cell::styled(self.messages.value(&handling(header).tlp), tlp_style(&handling(header).tlp)),
-                Cell::styled(self.messages.term("severity", &header.severity), severity_style(&header.severity)),
-                Cell::from(self.messages.isolate(&reading.name())),
-                Cell::from(what),
-            ]);
-        }
-        table.lines(self.output)
+        let state = reading.delivery.state.as_ref();
+        let state = self.output.paint(&self.state(state), state::style(state));
+        let name = if id.is_empty() { String::new() } else { clean(&format!("{}/{id}", header.member)) };
+        let name = self.messages.isolate(&join_with(" ", [offset(reading.delivery), name]));
+        let rest = [self.member(&header.member), state, self.tlp(header), self.kind(&header.kind)];
+        let mut lines = wrap::indented("", INDENT, &join_with("  ", lead), width);
+        lines.extend(wrap::items(INDENT, rest.into_iter().chain(more).chain([name]), width));
+        let unread = reading.unread.iter().map(|unread| self.warning(&self.messages.term("note", unread.note)));
+        let remarks = self.about(reading).into_iter().chain(self.flags(reading)).chain(unread);
+        lines.extend(remarks.flat_map(|remark| wrap::lines(&format!("{INDENT}{remark}"), width)));
+        lines
     }
 
     /// Returns all content of a bulletin.
@@ -220,7 +197,8 @@ impl<'a> Render<'a> {
         let header = &reading.header;
         let state = reading.delivery.state.as_ref();
         let badge = state.map(|_| self.state_badge(state)).unwrap_or_default();
-        let badges = [self.banner(header), badge, self.tlp(header), self.kind(header), self.unless_alert(header)];
+        let kind = self.kind(&header.kind);
+        let badges = [self.banner(header), badge, self.tlp(header), kind, self.unless_alert(header)];
         let mut lines = vec![join_with("  ", badges)];
         if state.is_some_and(|state| state.by.is_some()) {
             lines.push(self.output.paint(&self.state(state), state::style(state)));
@@ -235,8 +213,7 @@ impl<'a> Render<'a> {
             let mut args = fluent_bundle::FluentArgs::new();
             args.set("field", note.field.as_str().arg());
             args.set("raw", note.raw.as_str().arg());
-            let note_text = self.messages.find(&format!("note-{}.full", note.note), Some(&args)).unwrap_or_default();
-            self.output.paint(&format!("⚠ {note_text}"), Style::new().yellow().bold())
+            self.warning(&self.messages.find(&format!("note-{}.full", note.note), Some(&args)).unwrap_or_default())
         }));
         for part in [reading.header_fields(), reading.body_fields()].into_iter().flatten() {
             lines.push(String::new());
@@ -244,13 +221,11 @@ impl<'a> Render<'a> {
         }
         lines.push(String::new());
         let delivery = reading.delivery;
-        // A bulletin that was not read from a node has no offset.
-        let offset = if delivery.offset == 0 { String::new() } else { delivery.offset.to_string() };
         let mut pairs = vec![
             self.pair("label-bulletin", self.messages.isolate(&reading.name())),
             self.pair("label-feed", self.place(&delivery.feed, delivery.index)),
             self.pair("label-digest", self.messages.isolate(&hex::encode(&delivery.digest))),
-            self.pair("label-offset", self.messages.isolate(&offset)),
+            self.pair("label-offset", self.messages.isolate(&offset(delivery))),
         ];
         let envelope = reading.envelope_fields();
         pairs.extend(envelope.into_iter().flat_map(|envelope| self.fields(&envelope, &["header", "payload"])));
@@ -319,10 +294,12 @@ impl<'a> Render<'a> {
         self.output.paint(&self.state_label(state), state::style(state))
     }
 
-    fn kind(&self, header: &proto::Header) -> String {
-        let known = kinds::find(&header.kind).map(|kind| kind.labels);
+    /// Returns the label of a kind, or its name if it is not known here.
+    #[must_use]
+    pub(super) fn kind(&self, name: &str) -> String {
+        let known = kinds::find(name).map(|kind| kind.labels);
         let label = known.map(|labels| self.messages.pick(labels.ar, labels.fr, labels.en).to_owned());
-        label.unwrap_or_else(|| self.messages.value(&header.kind))
+        label.unwrap_or_else(|| self.messages.value(name))
     }
 
     /// Returns the message type, or an empty text for an alert, as most bulletins are.
@@ -354,11 +331,17 @@ impl<'a> Render<'a> {
     }
 
     fn flags(&self, reading: &Reading<'_>) -> Vec<String> {
-        let line = |flag: &String| {
-            self.output.paint(&format!("⚠ {}", self.messages.term("flag", flag)), Style::new().yellow().bold())
-        };
-        reading.delivery.flags.iter().map(line).collect()
+        reading.delivery.flags.iter().map(|flag| self.warning(&self.messages.term("flag", flag))).collect()
     }
+
+    fn warning(&self, text: &str) -> String {
+        self.output.paint(&format!("⚠ {text}"), Style::new().yellow().bold())
+    }
+}
+
+/// Returns `#7`. A bulletin that was not read from a node has no offset.
+fn offset(delivery: &proto::Delivery) -> String {
+    if delivery.offset == 0 { String::new() } else { format!("#{}", delivery.offset) }
 }
 
 /// A label and its value, both ready to be shown.
@@ -455,14 +438,43 @@ mod tests {
                 let (brief, full) = (render.brief(&reading), render.full(&reading));
                 assert!(brief[0].contains(badge), "{lang:?} {}: {brief:?}", kind.name);
                 assert!(full[0].contains(badge), "{lang:?} {}: {full:?}", kind.name);
-                let table = render.table(&[reading]);
-                assert!(table[1].contains(badge), "{lang:?} {}: {table:?}", kind.name);
-                let all = [brief, full, table].concat().join("\n");
+                let list = render.list(&[reading]);
+                assert!(list[0].contains(badge), "{lang:?} {}: {list:?}", kind.name);
+                let all = [brief, full, list].concat().join("\n");
                 assert!(all.contains(&context.messages.text("flag-duplicate-id")), "{all}");
                 assert_eq!(all.matches(FSI).count(), all.matches(PDI).count(), "{all:?}");
                 if lang != Lang::Ar {
                     assert!(!all.contains([FSI, PDI]), "{all:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn list_leads_with_time_severity_and_whole_headline() {
+        let headline = "Exercise: a passport stolen at Niamey may be used at a border within hours from now on";
+        for lang in Lang::ALL {
+            let output = Output::plain().with_width(60);
+            let context = Context::new(Messages::on_terminal(lang, false), output, None);
+            let render = Render::new(&context, directory());
+            let mut draft = kinds::find("travel-document-alert").unwrap().sample().unwrap();
+            let header = draft.header.as_mut().unwrap();
+            (header.member, header.id) = ("ne".to_owned(), "01976f6e-7c00-7000-8000-000000000001".to_owned());
+            header.severity = "Severe".to_owned();
+            header.sent_at = Some(pbjson_types::Timestamp { seconds: 1_750_000_000, nanos: 0 });
+            draft.body.as_mut().unwrap().texts.iter_mut().for_each(|text| text.headline = headline.to_owned());
+            let envelope = envelope::encode(draft.header.as_ref().unwrap(), draft.body.as_ref().unwrap(), [7; 16]);
+            let delivery = proto::Delivery { offset: 42, envelope, ..Default::default() };
+            let readings = [Reading::new(&delivery)];
+            for (lines, time) in [(render.list(&readings), "15:06 UTC"), (render.brief(&readings[0]), "15:06:40 UTC")] {
+                assert!(lines.iter().all(|line| wrap::columns(line) <= 60), "{lines:#?}");
+                let severity = context.messages.term("severity", "Severe");
+                let lead = format!("2025-06-15 {time}  {severity}  ");
+                assert!(lines[0].starts_with(&lead), "{lines:#?}");
+                let text = lines.iter().map(|line| line.trim_start()).collect::<Vec<_>>().join(" ");
+                assert!(text.contains(headline), "the headline is whole: {text}");
+                assert!(lines.iter().any(|line| line.starts_with("  ne · ")), "{lines:#?}");
+                assert!(text.contains("#42 ne/01976f6e-7c00") && !text.contains("-7000-"), "{text}");
             }
         }
     }
@@ -516,7 +528,7 @@ mod tests {
         let context = context(Lang::En);
         let render = Render::new(&context, directory());
         let reading = Reading::new(&delivery);
-        let all = [render.brief(&reading), render.full(&reading), render.table(std::slice::from_ref(&reading))]
+        let all = [render.brief(&reading), render.full(&reading), render.list(std::slice::from_ref(&reading))]
             .concat()
             .join("\n");
         assert!(!all.contains(['\u{1b}', '\u{202e}', '\u{7}']), "{all:?}");

@@ -1,7 +1,7 @@
 //! `barid show`: shows one bulletin, its state, and the members that have stored it.
 //!
-//! In scope: finding a bulletin by id without its publishing member. Out of scope: proving it
-//! (`evidence`).
+//! In scope: finding a bulletin by id without its publishing member. Out of scope: finding the id
+//! (`bulletin_ref`), proving it (`evidence`).
 
 use barid_core::bulletin::kinds::travel_document_alert;
 use barid_core::ids::Member;
@@ -11,7 +11,7 @@ use clap::Args;
 use futures::future::join_all;
 use serde_json::Value;
 
-use super::args::BulletinRef;
+use super::bulletin_ref::{BulletinRef, WholeRef};
 use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::failure::Field;
@@ -25,7 +25,7 @@ const CONCURRENT_REQUESTS_MAX: usize = 8;
 /// The bulletin.
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
-    /// Bulletin: `ne/0197…`, or the id alone.
+    /// Bulletin: `ne/0197…`, the id alone, the beginning of either, or its offset: `7` or `'#7'`.
     #[arg(value_name = "MEMBER/ID")]
     bulletin: BulletinRef,
     /// Member that published it, if several have published one with this id.
@@ -39,7 +39,8 @@ pub(super) struct ShowArgs {
 pub(super) async fn run(context: &Context, args: &ShowArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
     let client = Client::with_timeout(&profile, args.within.duration())?;
-    let (_, response) = find(&profile, &args.bulletin, args.member.as_ref(), async |member, id| {
+    let bulletin = args.bulletin.resolve(&client, args.member.as_ref()).await?;
+    let (_, response) = find(&profile, &bulletin, async |member, id| {
         client.get(proto::GetRequest { member: member.to_string(), id }).await
     })
     .await?;
@@ -93,21 +94,17 @@ fn state_lines(context: &Context, render: &Render<'_>, response: &proto::GetResp
     lines
 }
 
-/// Requests a bulletin of the given member, or else of every known member. Ids are unique only
-/// within a member: if several members have this id, the user must name one.
+/// Requests a bulletin of its member, or else of every known member. Ids are unique only within a
+/// member: if several members have this id, the user must name one.
 pub(super) async fn find<T>(
     profile: &Profile,
-    bulletin: &BulletinRef,
-    chosen: Option<&Member>,
+    bulletin: &WholeRef,
     request: impl AsyncFn(&Member, String) -> Result<T, Failure>,
 ) -> Result<(Member, T), Failure> {
     let id = bulletin.id.to_string();
-    let members = match (bulletin.member.as_ref(), chosen) {
-        (Some(written), Some(chosen)) if written != chosen => {
-            return Err(Failure::usage("arguments").cause(format!("{written}/{id}, but --member {chosen}")));
-        }
-        (Some(member), _) | (None, Some(member)) => vec![member.clone()],
-        (None, None) => profile.directory().publishers(),
+    let members = match &bulletin.member {
+        Some(member) => vec![member.clone()],
+        None => profile.directory().publishers(),
     };
     let mut found = Vec::new();
     for some in members.chunks(CONCURRENT_REQUESTS_MAX) {
@@ -125,7 +122,7 @@ pub(super) async fn find<T>(
         let failure = Failure::usage("several-bulletins").with("id", &id).with("members", &members.join(", "));
         return Err(failure.with("first", members.first().copied().unwrap_or_default()));
     }
-    let name = bulletin.member.as_ref().or(chosen).map_or(id.clone(), |member| format!("{member}/{id}"));
+    let name = bulletin.member.as_ref().map_or(id.clone(), |member| format!("{member}/{id}"));
     found.pop().ok_or_else(|| Failure::new("no-such-bulletin").with("bulletin", &name))
 }
 

@@ -5,6 +5,7 @@
 use barid_core::proto;
 use owo_colors::Style;
 
+use super::bulletin_ref::short;
 use super::localize;
 use super::messages::clean;
 use super::render::{Reading, Render, headline_in};
@@ -72,9 +73,9 @@ pub(super) fn style(state: Option<&proto::State>) -> Style {
     }
 }
 
-/// Returns member and id: `ne/0197…`.
+/// Returns member and short id: `ne/01976f6e-7c00`.
 pub(super) fn name(reference: &proto::Reference) -> String {
-    clean(&format!("{}/{}", reference.member, reference.id))
+    clean(&format!("{}/{}", reference.member, short(&reference.id)))
 }
 
 #[cfg(test)]
@@ -89,7 +90,8 @@ mod tests {
     use crate::cli::output::Output;
     use crate::cli::profile::Directory;
 
-    const BY: &str = "01976f6e-7c00-7000-8000-00000000000c";
+    const BY: &str = "01976f6e-7d00-7000-8000-00000000000c";
+    const SHORT: &str = "01976f6e-7d00";
 
     fn delivery(kind: &str, state: Option<proto::State>, referenced: Vec<proto::Referenced>) -> proto::Delivery {
         let draft = kinds::find(kind).unwrap().sample().unwrap();
@@ -120,7 +122,7 @@ mod tests {
         let context = Context::new(Messages::new(lang), Output::plain(), None);
         let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
         let reading = Reading::new(delivery);
-        [render.brief(&reading), render.table(std::slice::from_ref(&reading))].map(|lines| lines.join("\n"))
+        [render.brief(&reading), render.list(std::slice::from_ref(&reading))].map(|lines| lines.join("\n"))
     }
 
     #[test]
@@ -138,7 +140,8 @@ mod tests {
                 let held = delivery("situation-report", Some(state(name, "", false)), Vec::new());
                 for text in surfaces(lang, &held) {
                     assert!(text.contains(&term), "{lang:?} {name}: {text}");
-                    assert_eq!(text.contains(BY), ["cancelled", "superseded"].contains(&name), "{text}");
+                    assert_eq!(text.contains(SHORT), ["cancelled", "superseded"].contains(&name), "{text}");
+                    assert!(!text.contains(BY), "{text}");
                 }
             }
             let cancelled = delivery("situation-report", Some(state("cancelled", "recovered", true)), Vec::new());
@@ -157,9 +160,9 @@ mod tests {
         let english =
             |about| surfaces(Lang::En, &delivery("cancellation", Some(state("active", "", false)), vec![about]));
         for (about, expected) in [
-            (referenced(true, true), format!("Cancels ne/{BY}: Passport\u{fffd}[2J stolen")),
-            (referenced(true, false), format!("Has no effect on ne/{BY}: Passport")),
-            (referenced(false, false), format!("Refers to ne/{BY}, which is not stored here")),
+            (referenced(true, true), format!("Cancels ne/{SHORT}: Passport\u{fffd}[2J stolen")),
+            (referenced(true, false), format!("Has no effect on ne/{SHORT}: Passport")),
+            (referenced(false, false), format!("Refers to ne/{SHORT}, which is not stored here")),
         ] {
             for text in english(about) {
                 assert!(text.contains(&expected), "{expected}: {text}");

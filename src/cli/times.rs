@@ -7,6 +7,7 @@ use pbjson_types::Timestamp;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::expected::Expected;
 use super::fields::marked;
 
 /// Characters of a time in RFC 3339 up to its minutes, and up to its seconds.
@@ -48,12 +49,11 @@ fn written(at: Option<&Timestamp>, chars: usize) -> String {
 /// begins at 00:00 UTC.
 ///
 /// # Errors
-/// Returns a text with the expected form if it is neither.
-pub(super) fn parse(text: &str) -> Result<Timestamp, String> {
+/// Returns the expected form if it is neither.
+pub(super) fn parse(text: &str) -> Result<Timestamp, Expected> {
     let day = text.parse::<Date>().ok().map(|_| format!("{text}T00:00:00Z"));
     let full = day.as_deref().unwrap_or(text);
-    let time = OffsetDateTime::parse(full, &Rfc3339)
-        .map_err(|_| "write 2026-11-23T20:05:11Z, or a day such as 2026-11-23".to_owned())?;
+    let time = OffsetDateTime::parse(full, &Rfc3339).map_err(|_| Expected::Time)?;
     Ok(Timestamp { seconds: time.unix_timestamp(), nanos: i32::try_from(time.nanosecond()).unwrap_or(0) })
 }
 

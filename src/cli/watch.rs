@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use self::progress::{Progress, cursor_text, parse_cursor};
 use super::args::FilterArgs;
 use super::client::Client;
+use super::expected::Expected;
 use super::history::{damage, warn};
 use super::render::{Reading, Render};
 use super::{Context, Exit, Failure, deadline, localize, message};
@@ -76,17 +77,15 @@ enum StartPosition {
     Cursor(Bytes),
 }
 
-fn parse_start(text: &str) -> Result<StartPosition, String> {
+fn parse_start(text: &str) -> Result<StartPosition, Expected> {
     match text {
         "now" => Ok(StartPosition::Now),
         "beginning" | "0" => Ok(StartPosition::Beginning),
         // A number alone does not prove to which state of the node's store it belongs.
-        number if number.bytes().all(|b| b.is_ascii_digit()) => Err(EXPECTED.to_owned()),
-        text => parse_cursor(text).map(StartPosition::Cursor).ok_or_else(|| EXPECTED.to_owned()),
+        number if number.bytes().all(|b| b.is_ascii_digit()) => Err(Expected::Start),
+        text => parse_cursor(text).map(StartPosition::Cursor).ok_or(Expected::Start),
     }
 }
-
-const EXPECTED: &str = "now, beginning, or a cursor";
 
 /// Watches for bulletins.
 pub(super) async fn run(context: &Context, args: &WatchArgs) -> Result<Exit, Failure> {

@@ -146,7 +146,9 @@ fn normalized(lines: &[String]) -> Vec<String> {
 fn stable(token: &str) -> String {
     let part = |part: &str| {
         let bare = part.trim_matches(|c: char| c.is_ascii_punctuation());
-        if bare.len() >= 32 && bare.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
+        // A short id is the beginning of one, with a hyphen.
+        let long = bare.len() >= 32 || bare.len() >= 13 && bare.contains('-');
+        if long && bare.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
             return "ID".to_owned();
         }
         let mut stable = String::new();
