@@ -139,8 +139,9 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
     let now = i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX);
     let judged =
         judge(certificate, used).and_then(|validity| validity.at(now).map(|()| validity).map_err(NotFit::from));
+    let purpose = context.messages.term("cert-use", used.as_str());
     let validity = judged
-        .map_err(|unfit| Failure::new("cert-unfit").path(&args.file).with("purpose", used.as_str()).because(&unfit))?;
+        .map_err(|unfit| Failure::new("cert-unfit").path(&args.file).with("purpose", &purpose).because(&unfit))?;
     let path = args.file.display().to_string();
     let written = |seconds| times::seconds(Some(&Timestamp { seconds, nanos: 0 }));
     if context.output.is_json() {
@@ -152,13 +153,8 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
             "notAfter": rfc3339(validity.not_after),
         }))?;
     } else {
-        let text = localize!(
-            context.messages,
-            "cert-fit",
-            path = &path,
-            purpose = used.as_str(),
-            at = written(validity.not_after)
-        );
+        let text =
+            localize!(context.messages, "cert-fit", path = &path, purpose = &purpose, at = written(validity.not_after));
         context.output.line(&text)?;
     }
     Ok(Exit::Ok)
@@ -228,7 +224,10 @@ mod tests {
         for (pem, purpose, expected) in cases {
             for lang in Lang::ALL {
                 match (checked(&pem, purpose, lang), expected) {
-                    (Ok(text), Ok(used)) => assert!(text.contains(used), "{text}"),
+                    (Ok(text), Ok(used)) => {
+                        let used = Messages::new(lang).text(&format!("cert-use-{used}"));
+                        assert!(text.contains(&used), "{text}");
+                    }
                     (Err(text), Err(reason)) => assert!(text.contains(reason), "{reason}: {text}"),
                     (found, expected) => panic!("{expected:?}: {found:?}"),
                 }

@@ -27,7 +27,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::messages::{Lang, Messages};
 use super::output::{Captured, Output};
-use super::{Cli, Context, Exit, Failure, run_client};
+use super::{Cli, Context, Exit, Failure, run_client, wrap};
 use crate::rpc::focal_point_server::{FocalPoint, FocalPointServer};
 
 const NODE: &str = "spiffe://ne.rabat.example/node";
@@ -242,9 +242,14 @@ async fn node(identity: &str) -> (Node, TempDir) {
 
 /// Runs one command line with the profile in `folder`.
 async fn barid(folder: &Path, lang: Lang, args: &[&str]) -> (Result<Exit, Failure>, String) {
+    barid_in(folder, lang, args, 100_000).await
+}
+
+/// As [`barid`], on a terminal of this width.
+async fn barid_in(folder: &Path, lang: Lang, args: &[&str], width: usize) -> (Result<Exit, Failure>, String) {
     let cli = Cli::try_parse_from(std::iter::once("barid").chain(args.iter().copied())).unwrap();
     let (output, captured): (Output, Captured) = Output::captured(cli.json);
-    let context = Context::new(Messages::new(lang), output, Some(folder.join("client.toml")));
+    let context = Context::new(Messages::new(lang), output.with_width(width), Some(folder.join("client.toml")));
     let result = run_client(&context, cli.command).await;
     if let Err(failure) = &result {
         failure.show(&context.messages, &context.output);
@@ -270,12 +275,16 @@ fn roster_beside(folder: &Path) {
 }
 
 fn draft(folder: &Path, change: impl FnOnce(&mut proto::Header)) -> String {
+    draft_of(folder, "draft.json", change)
+}
+
+fn draft_of(folder: &Path, name: &str, change: impl FnOnce(&mut proto::Header)) -> String {
     let mut draft = barid_core::bulletin::kinds::REGISTRY[0].sample().unwrap();
     let header = draft.header.get_or_insert_default();
     header.id.clear();
     header.incidents.clear();
     change(header);
-    let path = folder.join("draft.json");
+    let path = folder.join(name);
     std::fs::write(&path, serde_json::to_string(&draft).unwrap()).unwrap();
     path.display().to_string()
 }
@@ -400,6 +409,48 @@ async fn history_is_paged_and_show_finds_bulletin() {
     let (result, text) = barid(folder.path(), Lang::En, &["show", &format!("ma/{ID}")]).await;
     assert_eq!(result.unwrap_err().id(), "no-such-bulletin");
     assert!(text.contains(&format!("ma/{ID}")), "{text}");
+}
+
+#[tokio::test]
+async fn show_finds_bulletin_by_beginning_of_id_or_offset() {
+    let (_node, folder) = node(NODE).await;
+    for name in ["01976f6e-7c00", "0197", "ne/01976f6e-7c00-7", "#2", "1"] {
+        let (result, text) = barid(folder.path(), Lang::En, &["show", name, "--json"]).await;
+        assert_eq!(result.unwrap(), Exit::Ok, "{name}: {text}");
+        assert!(text.contains(ID), "{name}: {text}");
+    }
+    for name in ["01976f70", "ne/0196", "#9"] {
+        let (result, text) = barid(folder.path(), Lang::En, &["show", name]).await;
+        assert_eq!(result.unwrap_err().id(), "no-such-bulletin", "{text}");
+        assert!(text.contains(name), "{text}");
+    }
+    let (result, _) = barid(folder.path(), Lang::En, &["show", "ne/01976f6e-7c00", "--member", "tn"]).await;
+    assert_eq!(result.unwrap_err().id(), "two-members");
+}
+
+#[tokio::test]
+async fn text_fits_eighty_columns() {
+    let (_node, folder) = node(NODE).await;
+    let draft = draft(folder.path(), |_| {});
+    let rejected = draft_of(folder.path(), "rejected.json", |header| header.topic = "refused.topic".into());
+    for lang in Lang::ALL {
+        for args in [
+            &["history"][..],
+            &["watch", "--from", "beginning", "--count", "2"],
+            &["show", ID],
+            &["publish", &draft],
+            &["publish", &rejected],
+            &["subscriptions", "list"],
+            &["show", "ma/0196"],
+        ] {
+            let (_, text) = barid_in(folder.path(), lang, args, 80).await;
+            for line in text.lines() {
+                let is_command = line.trim_start().starts_with("barid ");
+                let is_whole = is_command || line.contains(folder.path().to_str().unwrap());
+                assert!(wrap::columns(line) <= 80 || is_whole, "{lang:?} {args:?}: {line}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use tonic_types::StatusExt;
 
 use super::messages::{Arg, Messages, clean};
 use super::output::Output;
+use super::{localize, wrap};
 
 /// Exit code of a run. The numbers are part of the interface: scripts and containers rely on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub enum Exit {
 /// One field at fault.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Field {
-    /// Path: `header.handling.tlp`.
+    /// Path, as the user writes it: `header.handling.tlp`.
     pub field: String,
     /// The value found and what was expected, in English.
     pub description: String,
@@ -84,9 +85,30 @@ impl Field {
         };
         let mut args = FluentArgs::new();
         args.set("expected", fluent_bundle::FluentValue::from(expected));
-        args.set("found", self.found.as_str().arg());
+        args.set("found", found_text(messages, &self.found).arg());
         messages.with(if self.found.is_empty() { "rule-missing" } else { "rule-broken" }, &args)
     }
+}
+
+/// Returns a found value in the reader's language: a number of items or bytes is described, any
+/// other value is the user's own.
+fn found_text(messages: &Messages, found: &str) -> String {
+    let number = |unit: &str| found.strip_suffix(unit).and_then(|number| number.parse::<u64>().ok());
+    match (number(" items"), number(" bytes"), found) {
+        (Some(items), ..) => localize!(messages, "rule-found-items", nItems = items),
+        (_, Some(bytes), _) => localize!(messages, "rule-found-bytes", nBytes = bytes),
+        (.., "another one" | "another kind" | "another content") => messages.text("rule-found-another"),
+        _ => found.to_owned(),
+    }
+}
+
+/// What caused a failure.
+#[derive(Debug)]
+struct Cause {
+    /// In English.
+    text: String,
+    /// The message that has it in every language, if there is one.
+    id: Option<&'static str>,
 }
 
 /// Why a command failed.
@@ -95,7 +117,7 @@ pub struct Failure {
     id: &'static str,
     exit: Exit,
     args: Vec<(&'static str, String)>,
-    cause: Option<String>,
+    cause: Option<Box<Cause>>,
     fields: Vec<Field>,
     retry_after_ms: Option<u64>,
     source: Option<Box<(NamedSource<String>, SourceSpan)>>,
@@ -151,14 +173,14 @@ impl Failure {
     /// Sets the cause: the text of `error` and its sources.
     #[must_use]
     pub fn because(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
-        self.cause = Some(chain(error));
+        self.cause = Cause::new(chain(error), error.downcast_ref().and_then(os_cause));
         self
     }
 
     /// Sets the cause as text.
     #[must_use]
     pub fn cause(mut self, cause: impl Into<String>) -> Self {
-        self.cause = Some(cause.into()).filter(|cause: &String| !cause.is_empty());
+        self.cause = Cause::new(cause.into(), None);
         self
     }
 
@@ -166,6 +188,15 @@ impl Failure {
     #[must_use]
     pub fn fields(mut self, fields: Vec<Field>) -> Self {
         self.fields = fields;
+        self
+    }
+
+    /// Sets other paths for the fields at fault.
+    #[must_use]
+    pub fn with_paths(mut self, mut path: impl FnMut(&str) -> String) -> Self {
+        for field in &mut self.fields {
+            field.field = path(&field.field);
+        }
         self
     }
 
@@ -186,10 +217,17 @@ impl Failure {
         self
     }
 
-    /// Converts the failure of a read call: its arguments were rejected, not a bulletin.
+    /// Converts the failure of a read call: its arguments were rejected, not a bulletin. They are
+    /// named as the options that they come from.
     #[must_use]
     pub fn of_reading(self) -> Self {
-        if self.id == "rejected-fields" { self.with_id("rejected-arguments") } else { self }
+        if self.id != "rejected-fields" {
+            return self;
+        }
+        self.with_id("rejected-arguments").with_paths(|path| {
+            let option = OPTIONS.iter().find(|(argument, _)| path.starts_with(*argument));
+            option.map_or(path, |(_, option)| *option).to_owned()
+        })
     }
 
     /// Converts a rejection of `wait_for` fields only: `--wait-for` is wrong, not the bulletin.
@@ -201,8 +239,6 @@ impl Failure {
         for field in &mut self.fields {
             "--wait-for".clone_into(&mut field.field);
         }
-        // The cause only repeats the fields in English.
-        self.cause = None;
         self.with_id("wait-for").exit(Exit::Usage)
     }
 
@@ -255,6 +291,10 @@ impl Failure {
             cause = format!("{cause}: {}", chain(error));
         }
         let violations = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
+        if !violations.is_empty() {
+            // The cause only counts or repeats the fields, in English.
+            cause.clear();
+        }
         let fields = violations
             .iter()
             .enumerate()
@@ -267,7 +307,10 @@ impl Failure {
             })
             .collect();
         let retry = details.retry_info().and_then(|info| info.retry_delay);
-        let mut failure = Self::new(id).exit(exit).cause(cause).fields(fields);
+        let reason = details.error_info().map_or("", |info| info.reason.as_str());
+        let known = REASONS.iter().find(|(known, _)| *known == reason).map(|(_, cause_id)| *cause_id);
+        let mut failure = Self::new(id).exit(exit).fields(fields);
+        failure.cause = Cause::new(cause, known.or_else(|| lost_connection(status)));
         if let Some(info) = details.error_info() {
             failure = failure.by_reason(&info.reason, &info.metadata);
         }
@@ -337,36 +380,31 @@ impl Failure {
             output.error_json(&error);
             return;
         }
-        for line in self.lines(messages, output) {
-            output.error_line(&line);
-        }
+        self.lines(messages, output).iter().for_each(|line| output.error_verbatim(line));
     }
 
     fn lines(&self, messages: &Messages, output: &Output) -> Vec<String> {
         use owo_colors::Style;
+        let bold = |text: &str| output.paint_error(text, Style::new().bold());
+        let labelled = |id: &str, text: &str| {
+            wrap::hanging(&format!("  {} ", bold(&messages.text(id))), text, output.error_width())
+        };
         let heading = output.paint_error(&messages.text("failure-heading"), Style::new().red().bold());
-        let label = |id: &str| output.paint_error(&messages.text(id), Style::new().bold());
-        let mut lines = vec![format!("{heading} {}", self.heading(messages))];
+        let mut lines = wrap::hanging(&format!("{heading} "), &self.heading(messages), output.error_width());
         for field in &self.fields {
-            lines.push(format!(
-                "  • {} {}",
-                output.paint_error(&messages.value(&field.field), Style::new().bold()),
-                field.localize(messages)
-            ));
+            let text = format!("{} {}", bold(&messages.value(&field.field)), field.localize(messages));
+            lines.extend(wrap::hanging("  • ", &text, output.error_width()));
         }
+        // An excerpt has its own layout.
         lines.extend(self.excerpt(output));
         if let Some(why) = self.why(messages) {
-            lines.push(format!("  {} {why}", label("failure-why")));
+            lines.extend(labelled("failure-why", &why));
         }
         if let Some(ms) = self.retry_after_ms {
-            lines.push(format!(
-                "  {} {}",
-                label("failure-next"),
-                crate::localize!(messages, "failure-retry", nMs = ms)
-            ));
+            lines.extend(labelled("failure-next", &localize!(messages, "failure-retry", nMs = ms)));
         }
         if let Some(next) = self.sentence(messages, ".next") {
-            lines.push(format!("  {} {next}", label("failure-next")));
+            lines.extend(labelled("failure-next", &next));
         }
         lines
     }
@@ -378,8 +416,9 @@ impl Failure {
     }
 
     fn why(&self, messages: &Messages) -> Option<String> {
-        match &self.cause {
-            Some(cause) => Some(messages.value(cause)),
+        match self.cause.as_deref() {
+            Some(Cause { id: Some(id), .. }) => Some(messages.text(id)),
+            Some(Cause { text, id: None }) => Some(messages.value(text)),
             None => self.sentence(messages, ".why"),
         }
     }
@@ -412,11 +451,46 @@ const EXCERPT_LINE_BYTES_MAX: usize = 500;
 
 const CLOSED_OUTPUT: &str = "closed-output";
 
+/// Reasons of a node (`google.rpc.ErrorInfo`), and the messages that explain them.
+const REASONS: [(&str, &str); 16] = [
+    ("BEHIND", "reason-behind"),
+    ("BUDGET", "reason-budget"),
+    ("BUSY", "reason-busy"),
+    ("CATCHING_UP", "reason-catching-up"),
+    ("DAMAGED", "reason-damaged"),
+    ("MESSAGE_TOO_LARGE", "reason-message-too-large"),
+    ("NEEDS_RECOVERY", "reason-needs-recovery"),
+    ("NO_FEED_KEYS", "reason-no-feed-keys"),
+    ("RATE", "reason-rate"),
+    ("ROSTER_TOO_OLD", "reason-roster-too-old"),
+    ("STARTING", "reason-starting"),
+    ("STOPPED", "reason-stopped"),
+    ("STOPPING", "reason-stopping"),
+    ("STREAMS", "reason-streams"),
+    ("SUBSCRIPTIONS", "reason-subscriptions"),
+    ("TOO_LARGE", "reason-too-large"),
+];
+
+/// Arguments of read calls, and the options that set them.
+const OPTIONS: [(&str, &str); 10] = [
+    ("filter.topics", "--topic"),
+    ("filter.kinds", "--kind"),
+    ("filter.min_severity", "--min-severity"),
+    ("filter.members", "--member"),
+    ("since", "--since"),
+    ("until", "--until"),
+    ("page_token", "--before"),
+    ("subscription", "--subscription"),
+    ("cursor", "--from"),
+    ("begin", "--from"),
+];
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.id)?;
         self.fields.iter().try_for_each(|field| write!(f, ": {}: {}", field.field, field.description))?;
-        self.cause.as_ref().map_or(Ok(()), |cause| write!(f, ": {cause}"))
+        let cause = self.cause.as_ref().filter(|cause| !cause.text.is_empty());
+        cause.map_or(Ok(()), |cause| write!(f, ": {}", cause.text))
     }
 }
 
@@ -425,6 +499,13 @@ impl std::error::Error for Failure {}
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         Self::from_status(&status)
+    }
+}
+
+impl Cause {
+    /// Returns `None` if nothing is known about it.
+    fn new(text: String, id: Option<&'static str>) -> Option<Box<Self>> {
+        (!text.is_empty() || id.is_some()).then(|| Box::new(Self { text, id }))
     }
 }
 
@@ -451,6 +532,35 @@ impl miette::Diagnostic for Excerpt<'_> {
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         Some(Box::new(std::iter::once(LabeledSpan::new_with_span(None, self.span))))
     }
+}
+
+/// Returns the message for an error of the operating system that users meet.
+fn os_cause(error: &std::io::Error) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    // Other errors of this type have a text of their own.
+    error.raw_os_error()?;
+    Some(match error.kind() {
+        ErrorKind::NotFound => "os-not-found",
+        ErrorKind::PermissionDenied => "os-permission-denied",
+        ErrorKind::AlreadyExists => "os-already-exists",
+        ErrorKind::IsADirectory => "os-is-a-directory",
+        ErrorKind::NotADirectory => "os-not-a-directory",
+        ErrorKind::StorageFull => "os-storage-full",
+        ErrorKind::ReadOnlyFilesystem => "os-read-only",
+        ErrorKind::ConnectionRefused => "os-connection-refused",
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => "os-connection-reset",
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "os-unreachable",
+        ErrorKind::TimedOut => "os-timed-out",
+        _ => return None,
+    })
+}
+
+/// Returns the message for the error of the operating system by which a call has failed, if there is
+/// one.
+fn lost_connection(status: &tonic::Status) -> Option<&'static str> {
+    let first = std::error::Error::source(status);
+    let mut sources = std::iter::successors(first, |&error| error.source());
+    sources.find_map(|error| error.downcast_ref().and_then(os_cause))
 }
 
 /// Returns an error and its sources in one line.
@@ -497,7 +607,7 @@ mod tests {
         let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, "rejected", details);
         let failure = Failure::from_status(&status);
         let text = failure.lines(&Messages::new(Lang::Fr), &Output::plain()).join("\n");
-        assert!(text.contains("header.incidents 90 items : attendu au plus 20 éléments"), "{text}");
+        assert!(text.contains("header.incidents 90 éléments : attendu au plus 20 éléments"), "{text}");
         assert!(text.contains("body.texts il manque : au moins un texte"), "{text}");
         let text = failure.lines(&Messages::new(Lang::Ar), &Output::plain()).join("\n");
         assert!(text.contains("على الأكثر") && !text.contains("at most"), "{text}");
@@ -526,6 +636,65 @@ mod tests {
             field.localize(&Messages::new(Lang::En)),
             "missing: expected check digit 2 of the date of birth at position 7"
         );
+    }
+
+    #[test]
+    fn cause_of_fields_and_known_reasons_is_not_english_alone() {
+        let mut details = ErrorDetails::with_bad_request_violation("header.topic", "`x`: expected a topic");
+        details.set_error_info("FIELDS", "barid", []);
+        let message = "1 field(s) break a rule; nothing was stored";
+        let fields = tonic::Status::with_error_details(tonic::Code::InvalidArgument, message, details);
+        for lang in Lang::ALL {
+            let text = Failure::from_status(&fields).lines(&Messages::new(lang), &Output::plain()).join("\n");
+            assert!(!text.contains("field(s)"), "{text}");
+        }
+        for (reason, id) in REASONS {
+            let details = ErrorDetails::with_error_info(reason, "barid", []);
+            let status = tonic::Status::with_error_details(tonic::Code::FailedPrecondition, "english words", details);
+            for lang in Lang::ALL {
+                let messages = Messages::new(lang);
+                let why = Failure::from_status(&status).why(&messages).unwrap_or_default();
+                assert!(why != id && !why.contains("english words"), "{lang:?} {reason}: {why}");
+            }
+        }
+    }
+
+    #[test]
+    fn errors_of_the_system_are_localized() {
+        let missing = std::fs::read("/nowhere/at all").expect_err("no such file");
+        let own = std::io::Error::new(std::io::ErrorKind::PermissionDenied, "run chmod 600 on it");
+        for lang in Lang::ALL {
+            let messages = Messages::new(lang);
+            let why = |error| Failure::usage("file-unreadable").because(error).why(&messages).unwrap_or_default();
+            assert_eq!(why(&missing), messages.text("os-not-found"));
+            assert!(why(&own).contains("chmod 600"));
+        }
+        let rejected = std::io::Error::from_raw_os_error(111);
+        let failure = Failure::from_status(&tonic::Status::from_error(Box::new(rejected)));
+        assert_eq!(failure.cause.and_then(|cause| cause.id), Some("os-connection-refused"));
+    }
+
+    #[test]
+    fn arguments_of_read_calls_are_named_as_options() {
+        let mut details = ErrorDetails::with_bad_request_violation("page_token", "`x`: expected a token");
+        details.add_bad_request_violation("filter.topics[2]", "`x`: expected a topic");
+        let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, "", details);
+        let failure = Failure::from_status(&status).of_reading();
+        assert_eq!(failure.id(), "rejected-arguments");
+        let paths: Vec<&str> = failure.fields.iter().map(|field| field.field.as_str()).collect();
+        assert_eq!(paths, ["--before", "--topic"]);
+    }
+
+    #[test]
+    fn failure_is_wrapped_under_its_labels() {
+        let failure = Failure::usage("no-profile").fields(vec![Field::new("header.topic", "x ".repeat(40))]);
+        for lang in Lang::ALL {
+            let messages = Messages::on_terminal(lang, false);
+            let lines = failure.lines(&messages, &Output::plain().with_width(60));
+            assert!(lines.iter().all(|line| wrap::columns(line) <= 60), "{lines:?}");
+            assert!(lines.iter().any(|line| line.starts_with("    x x")), "a field hangs: {lines:?}");
+            assert!(lines.iter().any(|line| line.starts_with("       ")), "a cause hangs: {lines:?}");
+        }
     }
 
     #[test]

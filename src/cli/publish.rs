@@ -20,7 +20,7 @@ use super::client::Client;
 use super::expected::Expected;
 use super::failure::Field;
 use super::render::Render;
-use super::{Context, Exit, Failure, Messages, args, leap_second, localize, message, times};
+use super::{Context, Exit, Failure, Messages, args, field_path, leap_second, localize, message, times};
 use crate::clock;
 
 /// Largest draft that is read. JSON is larger than the envelope, but hardly ever four times as
@@ -117,7 +117,7 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
     let again = again(context, &name, &id, args);
     let response = attempt.map_err(|failure| match failure.exit_code() {
         Exit::NotReached => failure.with_id("publish-unconfirmed").with("id", &id).with("command", &again),
-        _ => failure.of_waiting(),
+        _ => field_path::written(failure.of_waiting(), &text),
     })?;
     let exit = if response.wait_reached { Exit::Ok } else { Exit::NotReached };
     let written = if context.output.is_json() {

@@ -148,6 +148,15 @@ impl<'a> Render<'a> {
         Self { messages: &context.messages, output: &context.output, directory }
     }
 
+    /// Returns a renderer for another output.
+    #[must_use]
+    pub(super) fn on<'b>(&self, output: &'b Output) -> Render<'b>
+    where
+        'a: 'b,
+    {
+        Render { messages: self.messages, output, directory: self.directory.clone() }
+    }
+
     /// Returns a few lines for a bulletin that has just arrived.
     #[must_use]
     pub(super) fn brief(&self, reading: &Reading<'_>) -> Vec<String> {

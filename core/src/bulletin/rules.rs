@@ -92,8 +92,8 @@ rules! {
     AfterSent { sent_at: Time }, "after-sent", "after it is sent, {sent_at}";
     EffectiveOrder { effective: Time }, "effective-order", "not before header.effective, {effective}";
     ExpiresOrder { expires: Time }, "expires-order", "not after header.expires, {expires}";
-    PeriodOrder { start: Time }, "period-order", "not before period_start, {start}";
-    IssueOrder { issue: Date }, "issue-order", "not before date_of_issue, {issue}";
+    PeriodOrder { start: Time }, "period-order", "not before periodStart, {start}";
+    IssueOrder { issue: Date }, "issue-order", "not before dateOfIssue, {issue}";
     Point, "point", "`lat,lon` in decimal degrees (WGS 84), -90 to 90 and -180 to 180";
     Polygon, "polygon", "`lat,lon lat,lon …`: 4 to 1,000 points in decimal degrees, the last equal to the first";
     Circle, "circle", "`lat,lon radius`, the radius in km from 0 to 20,038";
@@ -120,7 +120,7 @@ rules! {
     H3Note, "h3-note", "a sentence that explains what H3 means here";
     NoH3Note, "no-h3-note", "nothing without the code H3";
     Purpose, "purpose", "a purpose: personal data is not shared without one";
-    WithoutPersonalData, "without-personal-data", "nothing, or header.handling.personal_data to be true";
+    WithoutPersonalData, "without-personal-data", "nothing, or header.handling.personalData to be true";
     RetainUntil, "retain-until", "the last day on which the personal data may be retained, YYYY-MM-DD";
     RetainBeforeSent { sent: Date }, "retain-before-sent", "the day it is sent, {sent}, or later";
     ListedMember, "listed-member", "a member that the roster lists";

@@ -3,13 +3,14 @@
 
 use std::path::PathBuf;
 
-use barid_core::roster::{ChainError, Draft, Roster, RosterChain};
+use barid_core::roster::{ChainError, Draft, Roster, RosterChain, UnfitAuthority};
 use clap::Args;
 use owo_colors::Style;
 use serde_json::{Value, json};
 
 use super::{of_profile, read_file, signer_json, signer_lines};
-use crate::cli::{Context, Exit, Failure, localize};
+use crate::cli::messages::Messages;
+use crate::cli::{Context, Exit, Failure, localize, proof_errors};
 
 /// The rosters to verify, and the trusted one.
 #[derive(Debug, Args)]
@@ -33,11 +34,41 @@ enum Outcome {
     /// The trusted roster names it as the previous version.
     Before,
     /// Its own governors signed it, but nothing links it to a trusted roster.
-    Untied(String),
+    Untied(Option<Reason>),
     /// A second roster of a known version, with enough signatures.
-    Fork(String),
+    Fork(Reason),
     /// Signatures missing or invalid, not a roster, or no valid successor of the trusted one.
-    Invalid(String),
+    Invalid(Option<Reason>),
+}
+
+/// Why it is not trusted.
+#[derive(Debug, PartialEq, Eq)]
+enum Reason {
+    /// It does not extend a chain.
+    Chain(Box<ChainError>),
+    /// It adds authorities that are not fit.
+    Authorities(Vec<UnfitAuthority>),
+}
+
+impl Reason {
+    fn chain(error: ChainError) -> Self {
+        Self::Chain(Box::new(error))
+    }
+
+    fn in_english(&self) -> String {
+        match self {
+            Self::Chain(error) => error.to_string(),
+            Self::Authorities(unfit) => unfit.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        }
+    }
+
+    fn localized(&self, messages: &Messages) -> String {
+        let known = match self {
+            Self::Chain(error) => proof_errors::chain(messages, error),
+            Self::Authorities(_) => None,
+        };
+        known.map_or_else(|| messages.value(&self.in_english()), |text| messages.isolate(&text))
+    }
 }
 
 impl Outcome {
@@ -61,12 +92,11 @@ impl Outcome {
         }
     }
 
-    fn why(&self) -> Option<&str> {
+    fn why(&self) -> Option<&Reason> {
         match self {
-            Self::Untied(why) | Self::Fork(why) | Self::Invalid(why) => {
-                Some(why).filter(|why| !why.is_empty()).map(String::as_str)
-            }
-            _ => None,
+            Self::Untied(why) | Self::Invalid(why) => why.as_ref(),
+            Self::Fork(why) => Some(why),
+            Self::Same | Self::Follows | Self::Before => None,
         }
     }
 }
@@ -104,7 +134,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure>
 fn judge(trusted: Option<RosterChain>, files: &[Vec<u8>]) -> Finding {
     let version = trusted.as_ref().map(|chain| chain.newest().version());
     let mut chain = trusted;
-    let mut finding = Finding { outcome: Outcome::Invalid(String::new()), draft: None, before: None, trusted: version };
+    let mut finding = Finding { outcome: Outcome::Invalid(None), draft: None, before: None, trusted: version };
     for note in files {
         finding.draft = Draft::read(note).ok();
         let roster = finding.draft.as_ref().map(Draft::roster);
@@ -114,9 +144,9 @@ fn judge(trusted: Option<RosterChain>, files: &[Vec<u8>]) -> Finding {
             None => match RosterChain::start(note) {
                 Ok(own) => {
                     chain = Some(own);
-                    Outcome::Untied(String::new())
+                    Outcome::Untied(None)
                 }
-                Err(error) => Outcome::Invalid(error.to_string()),
+                Err(error) => Outcome::Invalid(Some(Reason::chain(error))),
             },
         };
         finding.check_authorities();
@@ -127,7 +157,7 @@ fn judge(trusted: Option<RosterChain>, files: &[Vec<u8>]) -> Finding {
     }
     // Without a trusted roster nothing links the first file, so the others are not linked either.
     if version.is_none() {
-        finding.outcome = Outcome::Untied(String::new());
+        finding.outcome = Outcome::Untied(None);
     }
     finding
 }
@@ -140,8 +170,7 @@ impl Finding {
         let Some(draft) = self.draft.as_ref().filter(|_| adds) else { return };
         let unfit = draft.roster().unfit_authorities(self.before.as_ref(), draft.roster().issued());
         if !unfit.is_empty() {
-            let reasons: Vec<String> = unfit.iter().map(ToString::to_string).collect();
-            self.outcome = Outcome::Invalid(reasons.join("; "));
+            self.outcome = Outcome::Invalid(Some(Reason::Authorities(unfit)));
         }
     }
 }
@@ -152,13 +181,13 @@ fn against(chain: &mut RosterChain, note: &[u8], trusted: Option<u64>) -> Outcom
         Ok(true) => Outcome::Follows,
         Ok(false) if Some(newest.version()) == trusted => Outcome::Same,
         Ok(false) => Outcome::Follows,
-        Err(error @ ChainError::Fork { .. }) => Outcome::Fork(error.to_string()),
+        Err(error @ ChainError::Fork { .. }) => Outcome::Fork(Reason::chain(error)),
         Err(error @ ChainError::Gap { .. }) => match RosterChain::start(note) {
             Ok(own) if newest.previous() == Some(own.newest().text_hash()) => Outcome::Before,
-            Ok(_) => Outcome::Untied(error.to_string()),
-            Err(error) => Outcome::Invalid(error.to_string()),
+            Ok(_) => Outcome::Untied(Some(Reason::chain(error))),
+            Err(error) => Outcome::Invalid(Some(Reason::chain(error))),
         },
-        Err(error) => Outcome::Invalid(error.to_string()),
+        Err(error) => Outcome::Invalid(Some(Reason::chain(error))),
     }
 }
 
@@ -167,7 +196,7 @@ fn object(finding: &Finding) -> Value {
     let mut object = json!({
         "result": finding.outcome.as_str(),
         "exit": finding.outcome.exit() as u8,
-        "reason": finding.outcome.why(),
+        "reason": finding.outcome.why().map(Reason::in_english),
         "trustedVersion": finding.trusted,
     });
     if let Some(draft) = &finding.draft {
@@ -194,7 +223,7 @@ fn lines(context: &Context, finding: &Finding) -> Vec<String> {
     let id = format!("roster-{}", finding.outcome.as_str());
     let mut lines = vec![output.paint(&localize!(messages, &id, nVersion = version, nTrusted = trusted), style)];
     if let Some(why) = finding.outcome.why() {
-        lines.push(format!("  {} {}", messages.text("failure-why"), messages.value(why)));
+        lines.push(format!("  {} {}", messages.text("failure-why"), why.localized(messages)));
     }
     let Some(draft) = &finding.draft else { return lines };
     let (roster, before) = (draft.roster(), finding.before.as_ref());

@@ -4,7 +4,7 @@ use barid_core::follow::{EntryEquivocation, Equivocation, EquivocationError};
 use barid_core::roster::Roster;
 use serde_json::json;
 
-use crate::cli::{Context, Exit, Failure, localize};
+use crate::cli::{Context, Exit, Failure, localize, proof_errors};
 
 /// Verifies two checkpoints of one feed with the trusted roster.
 pub(super) fn verify_checkpoints(context: &Context, file: &[u8], trusted: &Roster) -> Result<Exit, Failure> {
@@ -63,7 +63,9 @@ fn invalid(context: &Context, error: &EquivocationError) -> Result<Exit, Failure
     if output.is_json() {
         output.json(&json!({"result": "invalid", "exit": Exit::Invalid as u8, "reason": error.to_string()}))?;
     } else {
-        output.lines([messages.text("verify-invalid"), messages.value(&error.to_string())])?;
+        let reason = proof_errors::equivocation(messages, error).map(|reason| messages.isolate(&reason));
+        let reason = reason.unwrap_or_else(|| messages.value(&error.to_string()));
+        output.lines([messages.text("verify-invalid"), reason])?;
     }
     Ok(Exit::Invalid)
 }

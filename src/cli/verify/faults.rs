@@ -1,10 +1,9 @@
-//! Why an evidence file is invalid: in the reader's language, and with the error text of the failed
-//! check for experts.
+//! Why an evidence file is invalid: one sentence for every reader, and the failed check for experts.
 
 use barid_core::evidence::EvidenceError;
 
-use crate::cli::localize;
-use crate::cli::messages::{Messages, clean};
+use crate::cli::messages::{Lang, Messages, clean};
+use crate::cli::{localize, proof_errors};
 
 /// Returns the reason as one sentence in the reader's language.
 pub(super) fn sentence(messages: &Messages, error: &EvidenceError) -> String {
@@ -56,7 +55,15 @@ pub(super) fn next(messages: &Messages, error: &EvidenceError) -> String {
     })
 }
 
+/// Returns the failed check, if it has more to it than the sentence.
+pub(super) fn detail(messages: &Messages, error: &EvidenceError) -> Option<String> {
+    match messages.lang() {
+        Lang::En => Some(in_english(error)),
+        _ => proof_errors::evidence(messages, error),
+    }
+}
+
 /// Returns the failed check and its sources, in English.
-pub(super) fn detail(error: &EvidenceError) -> String {
+pub(super) fn in_english(error: &EvidenceError) -> String {
     clean(&crate::error_chain::one_line(error))
 }

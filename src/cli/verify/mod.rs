@@ -136,7 +136,7 @@ impl Judged {
         });
         let Some(fields) = object.as_object_mut() else { return object };
         if let Outcome::Invalid(error) | Outcome::Undecided(error) = outcome {
-            fields.insert("reason".to_owned(), faults::detail(error).into());
+            fields.insert("reason".to_owned(), faults::in_english(error).into());
         }
         if let Outcome::Disputed(reasons) = outcome {
             let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();

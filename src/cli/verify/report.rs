@@ -8,7 +8,10 @@ use pbjson_types::Timestamp;
 use super::{Judged, faults};
 use crate::cli::messages::Messages;
 use crate::cli::render::{Reading, Render};
-use crate::cli::{Context, localize, times};
+use crate::cli::{Context, localize, times, wrap};
+
+/// Indentation of a section below its title.
+const INDENT: &str = "  ";
 
 /// Converts Unix seconds to a timestamp.
 pub(super) fn timestamp(time: u64) -> Timestamp {
@@ -25,13 +28,18 @@ pub(super) fn lines(context: &Context, render: &Render<'_>, judged: &Judged) -> 
             Outcome::Invalid(error) => ("verify-invalid", Style::new().red(), error),
             _ => return Vec::new(),
         };
-        let label = |id: &str| output.paint(&messages.text(id), Style::new().bold());
-        return vec![
-            output.paint(&messages.text(id), colour.bold()),
-            format!("  {} {}", label("failure-why"), faults::sentence(messages, error)),
-            format!("  {} {}", label("invalid-detail"), messages.isolate(&faults::detail(error))),
-            format!("  {} {}", label("failure-next"), faults::next(messages, error)),
-        ];
+        let labelled = |id: &str, text: &str| {
+            let label = output.paint(&messages.text(id), Style::new().bold());
+            wrap::hanging(&format!("  {label} "), text, output.width())
+        };
+        let detail = faults::detail(messages, error).map(|detail| messages.isolate(&detail));
+        return [
+            vec![output.paint(&messages.text(id), colour.bold())],
+            labelled("failure-why", &faults::sentence(messages, error)),
+            detail.map(|detail| labelled("invalid-detail", &detail)).unwrap_or_default(),
+            labelled("failure-next", &faults::next(messages, error)),
+        ]
+        .concat();
     };
     let text = ReportText { context, render, messages, report };
     let mut lines = vec![text.heading(outcome)];
@@ -40,7 +48,8 @@ pub(super) fn lines(context: &Context, render: &Render<'_>, judged: &Judged) -> 
         lines.extend(text.section("verify-disputes", disputes));
     }
     lines.extend(text.section("verify-who", text.who(outcome)));
-    lines.extend(text.section("verify-what", render.full(&Reading::new(&judged.delivery))));
+    let inside = output.clone().with_width(output.width().saturating_sub(INDENT.len()));
+    lines.extend(text.section("verify-what", render.on(&inside).full(&Reading::new(&judged.delivery))));
     lines.extend(text.section("verify-witnesses", text.witnesses()));
     lines.extend(text.section("verify-custody", text.custody()));
     lines.extend(text.section("verify-roster", text.roster(judged)));
@@ -73,7 +82,7 @@ impl ReportText<'_> {
     /// Returns a section: a title and its lines.
     fn section(&self, id: &str, lines: impl IntoIterator<Item = String>) -> Vec<String> {
         let title = self.context.output.paint(&self.messages.text(id), Style::new().bold());
-        let indented = |line: String| if line.is_empty() { line } else { format!("  {line}") };
+        let indented = |line: String| if line.is_empty() { line } else { format!("{INDENT}{line}") };
         [String::new(), title].into_iter().chain(lines.into_iter().map(indented)).collect()
     }
 
