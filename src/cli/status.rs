@@ -12,8 +12,8 @@ use pbjson_types::Timestamp;
 use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::messages::{Arg, Messages};
-use super::table::{Cell, Table};
 use super::render::Render;
+use super::table::{Cell, Table};
 use super::{Context, Exit, Failure, localize, message, times};
 
 /// Arguments of `barid status`.
