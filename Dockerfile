@@ -19,7 +19,7 @@ FROM ${BUILDER} AS compiled
 WORKDIR /src
 COPY . .
 # The flag goes to the last link only: the libraries are those of any other build.
-RUN cargo rustc --release --locked --bin barid -- -C target-feature=+crt-static -C strip=debuginfo
+RUN cargo rustc --profile dist --locked --bin barid -- -C target-feature=+crt-static -C strip=symbols
 
 FROM prebuilt
-COPY --from=compiled /src/target/release/barid /bin/barid
+COPY --from=compiled /src/target/dist/barid /bin/barid

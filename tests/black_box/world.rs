@@ -341,7 +341,7 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 }
 
 /// Returns the first of the free ports for five members.
-fn free_ports() -> u16 {
+pub(crate) fn free_ports() -> u16 {
     /// Number of worlds of this process: two that start at once must not choose the same ports.
     static WORLDS: AtomicU32 = AtomicU32::new(0);
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
