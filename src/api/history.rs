@@ -48,7 +48,7 @@ impl HistoryQuery {
         let proto::HistoryRequest { filter, since, until, page_size, page_token } = request;
         let mut faults = Faults::default();
         let filter = Filter::read(filter, &mut faults);
-        let mut ms = |field: &str, at: Option<pbjson_types::Timestamp>| {
+        let mut ms = |field: &str, at: Option<prost_types::Timestamp>| {
             let time = Time::from_proto(&at?);
             if time.is_none() {
                 faults.add(field, "a timestamp out of range", "an instant of the years 1 to 9999");
