@@ -27,9 +27,9 @@ deny:
 demo *options:
     cargo run --release --locked -- demo {{options}}
 
-# Two nodes on loopback, one metric a line. Optimised like what is handed out.
+# Two nodes on loopback, one metric a line, with the program that is handed out.
 bench *options:
-    cargo run --profile dist --locked -- bench {{options}}
+    "$(dist/program)" bench {{options}}
 
 # The Debian package, into target/debian: docs/adr/packages-and-profiles.md.
 package *options:
