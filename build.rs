@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .codec_path("crate::codec::BoundedCodec")
         .extern_path(".barid.v1", "::barid_core::proto")
-        .extern_path(".google.protobuf", "::pbjson_types")
+        .extern_path(".google.protobuf", "::prost_types")
         .compile_well_known_types(true)
         .compile_fds(descriptors)?;
     Ok(())

@@ -27,9 +27,17 @@ deny:
 demo *options:
     cargo run --release --locked -- demo {{options}}
 
-# Two nodes on loopback, one figure a line.
+# Two nodes on loopback, one metric a line, with the program that is handed out.
 bench *options:
-    cargo run --release --locked -- bench {{options}}
+    "$(dist/program)" bench {{options}}
+
+# The Debian package, into target/debian: docs/adr/packages-and-profiles.md.
+package *options:
+    dist/deb {{options}}
+
+# The container image `barid`: docs/containers.md.
+image *options:
+    docker/build {{options}}
 
 # Seeds of the simulator from `first` on, in release: `just sim-long 10000`.
 sim-long seeds="2000" first="0":

@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(["."])
         .enable_type_names()
         .compile_well_known_types()
-        .extern_path(".google.protobuf", "::pbjson_types")
+        .extern_path(".google.protobuf", "::prost_types")
         .compile_fds(descriptors)?;
     Ok(())
 }

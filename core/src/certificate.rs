@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use pbjson_types::Timestamp;
+use prost_types::Timestamp;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, KeyUsage, NameConstraints, ParsedExtension};
 use x509_parser::oid_registry::{

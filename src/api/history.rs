@@ -49,7 +49,7 @@ impl HistoryQuery {
         let proto::HistoryRequest { filter, since, until, page_size, page_token } = request;
         let mut report = Report::default();
         let filter = Filter::read(filter, &mut report);
-        let mut ms = |field: &str, at: Option<pbjson_types::Timestamp>| {
+        let mut ms = |field: &str, at: Option<prost_types::Timestamp>| {
             let time = Time::from_proto(&at?);
             if time.is_none() {
                 report.add(field, "a timestamp out of range", Rule::InstantInRange);

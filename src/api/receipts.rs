@@ -37,7 +37,7 @@ pub(super) struct PendingReceipt {
     with_checkpoint: bool,
     id: String,
     digest: Digest,
-    sent_at: Option<pbjson_types::Timestamp>,
+    sent_at: Option<prost_types::Timestamp>,
 }
 
 impl PendingReceipt {
@@ -216,7 +216,7 @@ fn prove(
     index: u64,
     id: &str,
     digest: &Digest,
-    sent_at: Option<pbjson_types::Timestamp>,
+    sent_at: Option<prost_types::Timestamp>,
 ) -> Result<Receipt, Status> {
     let proof = inclusion_proof(tree, index, head.size).map_err(|error| errors::read(&error))?;
     let receipt = proto::Receipt {

@@ -137,6 +137,6 @@ pub(super) fn stored_by(holders: BTreeMap<Member, u64>) -> Vec<proto::StoredBy> 
 }
 
 /// Converts Unix seconds to a timestamp.
-pub(super) fn seconds(time: u64) -> pbjson_types::Timestamp {
-    pbjson_types::Timestamp { seconds: i64::try_from(time).unwrap_or(i64::MAX), nanos: 0 }
+pub(super) fn seconds(time: u64) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: i64::try_from(time).unwrap_or(i64::MAX), nanos: 0 }
 }

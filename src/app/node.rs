@@ -120,9 +120,9 @@ fn with_owner_withheld(
 }
 
 /// Returns a timestamp; `None` for 0.
-fn at(unix_seconds: u64) -> Option<pbjson_types::Timestamp> {
+fn at(unix_seconds: u64) -> Option<prost_types::Timestamp> {
     let seconds = i64::try_from(unix_seconds).ok().filter(|seconds| *seconds > 0)?;
-    Some(pbjson_types::Timestamp { seconds, nanos: 0 })
+    Some(prost_types::Timestamp { seconds, nanos: 0 })
 }
 
 impl api::NodeControl for Node {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use barid_core::certificate::{self, Purpose, Unfit, Validity};
 use clap::{Args, ValueEnum};
-use pbjson_types::Timestamp;
+use prost_types::Timestamp;
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use x509_parser::error::X509Error;

@@ -7,7 +7,7 @@
 use std::io;
 use std::time::Duration;
 
-use pbjson_types::Timestamp;
+use prost_types::Timestamp;
 use rustls::{AlertDescription, CertificateError};
 use x509_parser::prelude::{FromDer, X509Certificate};
 

@@ -118,6 +118,6 @@ fn exact(time: Time) -> String {
 }
 
 /// Returns the raw value of a timestamp outside the years 1 to 9999, marked. It has no other text.
-pub(super) fn marked(at: &pbjson_types::Timestamp) -> String {
+pub(super) fn marked(at: &prost_types::Timestamp) -> String {
     format!("⚠ {}", raw_time(at))
 }

@@ -5,7 +5,7 @@
 use barid_core::proto;
 use clap::Args;
 use fluent_bundle::FluentArgs;
-use pbjson_types::Timestamp;
+use prost_types::Timestamp;
 use serde_json::json;
 
 use super::args::FilterArgs;

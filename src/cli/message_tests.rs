@@ -5,9 +5,9 @@ use barid_core::json::timestamp;
 use barid_core::{envelope, proto};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use pbjson_types::Timestamp;
 use proptest::prelude::*;
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor, ReflectMessage as _, Value as Field};
+use prost_types::Timestamp;
 
 use super::*;
 use crate::cli::Context;

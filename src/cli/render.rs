@@ -413,7 +413,7 @@ mod tests {
         header.member = "ne".to_owned();
         header.issuer = "police-niamey".to_owned();
         header.id = "01976f6e-7c00-7000-8000-000000000001".to_owned();
-        header.sent_at = Some(pbjson_types::Timestamp { seconds: 1_750_000_000, nanos: 0 });
+        header.sent_at = Some(prost_types::Timestamp { seconds: 1_750_000_000, nanos: 0 });
         let envelope = envelope::encode(draft.header.as_ref().unwrap(), draft.body.as_ref().unwrap(), [7; 16]);
         proto::Delivery {
             offset: 42,

@@ -7,7 +7,7 @@ use barid_core::proto;
 use clap::Args;
 use fluent_bundle::FluentArgs;
 use owo_colors::Style;
-use pbjson_types::Timestamp;
+use prost_types::Timestamp;
 
 use super::client::Client;
 use super::deadline::TimeoutArgs;

@@ -69,7 +69,7 @@ async fn list(context: &Context, client: &Client) -> Result<Exit, Failure> {
                 output.json(&message::json_of(&subscription))?;
                 continue;
             }
-            let at = |at: &Option<pbjson_types::Timestamp>| at.as_ref().map(times::rfc3339).unwrap_or_default();
+            let at = |at: &Option<prost_types::Timestamp>| at.as_ref().map(times::rfc3339).unwrap_or_default();
             let state = if subscription.stale { "subscription-stale" } else { "subscription-current" };
             let filter = subscription.filter.as_ref().map(described);
             table.row([

@@ -3,7 +3,7 @@
 //! Out of scope: what a time means for a bulletin (`core::bulletin::times`).
 
 use barid_core::bulletin::times::{Date, Time};
-use pbjson_types::Timestamp;
+use prost_types::Timestamp;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 

@@ -383,7 +383,7 @@ fn altered(envelope: &Bytes, choices: &mut Choices<'_>) -> Bytes {
     let mut header = proto::Header::decode(altered.header).unwrap();
     match choices.byte() % 8 {
         0 => header.roster_version = choices.number(1),
-        1 => header.sent_at = Some(pbjson_types::Timestamp { seconds: i64::MIN, nanos: -1 }),
+        1 => header.sent_at = Some(prost_types::Timestamp { seconds: i64::MIN, nanos: -1 }),
         2 => header.member = text(choices),
         3 => header.topic = text(choices),
         4 => header.kind = text(choices),

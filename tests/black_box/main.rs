@@ -17,6 +17,7 @@ mod kill;
 mod low_bandwidth;
 mod metrics;
 mod overload;
+mod package;
 mod partitions;
 mod power;
 mod priority;

@@ -94,8 +94,8 @@ fn metrics_match_operator_guide_and_follow_events() {
     let mut response = Vec::new();
     let _ = stream.read_to_end(&mut response);
     assert!(!text(&response).contains(" 200 "));
-    // Silent connections do not block others for long.
-    let silent: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    // More silent connections than are served at a time do not block others for long.
+    let silent: Vec<TcpStream> = (0..10).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     assert!(names(&metrics(port)).contains("barid_publish_state"));
     drop(silent);
 }

@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
-use crate::world::{World, example};
+use crate::world::{World, example, until_within};
 
 /// Default number of bulletins published while Morocco is cut off.
 const ENTRIES: usize = 600;
@@ -224,12 +224,8 @@ impl Region {
     }
 }
 
-fn until(entries: usize, what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < deadline(entries), "timeout: {what}");
-        std::thread::yield_now();
-    }
+fn until(entries: usize, what: &str, condition: impl FnMut() -> bool) {
+    until_within(deadline(entries), what, condition);
 }
 
 fn entries() -> usize {

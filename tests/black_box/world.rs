@@ -13,6 +13,10 @@ use serde_json::Value;
 /// Deadline of any condition: the machine may be busy.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Longest pause between two evaluations of a condition. Most conditions run the program, and the
+/// nodes need the processors, too.
+const POLL_PAUSE_MAX: Duration = Duration::from_millis(100);
+
 pub(crate) const MEMBERS: [&str; 4] = ["ma", "ly", "tn", "ne"];
 
 /// All system calls that can change files or make them durable.
@@ -323,12 +327,16 @@ pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
     until_within(DEADLINE, what, condition);
 }
 
-/// As [`until`], with another deadline.
+/// As [`until`], with another deadline. After each evaluation it pauses for as long as that took.
 pub(crate) fn until_within(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
-    while !condition() {
+    loop {
+        let begun = Instant::now();
+        if condition() {
+            return;
+        }
         assert!(start.elapsed() < deadline, "timeout: {what}");
-        std::thread::yield_now();
+        std::thread::sleep(begun.elapsed().min(POLL_PAUSE_MAX));
     }
 }
 
@@ -341,7 +349,7 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 }
 
 /// Returns the first of the free ports for five members.
-fn free_ports() -> u16 {
+pub(crate) fn free_ports() -> u16 {
     /// Number of worlds of this process: two that start at once must not choose the same ports.
     static WORLDS: AtomicU32 = AtomicU32::new(0);
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use pbjson_types::Timestamp;
+use prost_types::Timestamp;
 use uuid::Uuid;
 
 use super::body::paragraph;

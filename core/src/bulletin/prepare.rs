@@ -226,7 +226,7 @@ fn content(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
 #[cfg(test)]
 pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
-    use pbjson_types::Timestamp;
+    use prost_types::Timestamp;
 
     use super::*;
     use crate::envelope::{body_of, header_of};

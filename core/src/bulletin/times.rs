@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use pbjson_types::Timestamp;
+use prost_types::Timestamp;
 
 /// An instant of the years 1 to 9999 in UTC, the range of RFC 3339.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

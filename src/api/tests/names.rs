@@ -168,7 +168,7 @@ async fn names_are_listed_in_pages_and_removed() {
     let summary: Vec<_> = all.iter().map(|one| (one.name.as_str(), one.offset, one.stale)).collect();
     assert_eq!(summary, [("a", 0, false), ("b", 2, false)]);
     assert_eq!(all[1].filter.as_ref().unwrap().topics, ["customs.>", "information.>"]);
-    let seconds = |at: &Option<pbjson_types::Timestamp>| at.as_ref().unwrap().seconds;
+    let seconds = |at: &Option<prost_types::Timestamp>| at.as_ref().unwrap().seconds;
     assert_eq!(seconds(&all[0].expires_at) - seconds(&all[0].used_at), 90 * 24 * 60 * 60);
     assert!(seconds(&all[0].created_at) > 0);
     let mut request = proto::ListSubscriptionsRequest { page_size: 1, page_token: String::new() };

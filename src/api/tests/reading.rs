@@ -237,7 +237,7 @@ async fn invalid_query_fields_are_each_reported() {
         let history = proto::HistoryRequest { page_token: token.into(), ..proto::HistoryRequest::default() };
         assert_eq!(fields(world.history(POLICE, history).await), ["page_token"], "{token}");
     }
-    let wrong = Some(pbjson_types::Timestamp { seconds: i64::MAX, nanos: 0 });
+    let wrong = Some(prost_types::Timestamp { seconds: i64::MAX, nanos: 0 });
     let history = proto::HistoryRequest { since: wrong, until: wrong, ..proto::HistoryRequest::default() };
     assert_eq!(fields(world.history(POLICE, history).await), ["since", "until"]);
     let at = |ms| Some(Time::from_unix_ms(ms).to_proto());

@@ -90,7 +90,7 @@ async fn cancelled_bulletin_carries_its_state_in_every_delivery() {
 #[tokio::test]
 async fn expiry_is_applied_in_every_delivery_and_clamped() {
     let world = World::start().await;
-    let at = |seconds, nanos| Some(pbjson_types::Timestamp { seconds, nanos });
+    let at = |seconds, nanos| Some(prost_types::Timestamp { seconds, nanos });
     let past = i64::try_from(now() / 1_000).unwrap() - 10;
     let ends = [at(past, 0), at(i64::MIN, -1), at(i64::MAX, i32::MAX), at(past, -7), None];
     let sent: Vec<Bytes> =

@@ -248,7 +248,7 @@ fn client(channel: Channel) -> FocalPointClient<Channel> {
 
 /// Returns an exercise report with a body of [`BODY_BYTES`] and a text unlike every other.
 pub(super) fn draft(number: u64) -> proto::Draft {
-    let at = pbjson_types::Timestamp { seconds: 1_750_000_000, nanos: 0 };
+    let at = prost_types::Timestamp { seconds: 1_750_000_000, nanos: 0 };
     let mut body = proto::Body {
         categories: vec!["Security".into()],
         certainty: "Observed".into(),

@@ -232,8 +232,7 @@ impl Scenario<'_> {
             let displayed =
                 self.exchange.run_client_ok(bulletin.member, bulletin.client, &["show", &bulletin.name()]).await?;
             let stored = displayed.first()["stored"].as_array().cloned().unwrap_or_default();
-            let holder =
-                |by: &Value| Some((text(&by["member"]).to_owned(), serde_json::from_value(by["at"].clone()).ok()));
+            let holder = |by: &Value| Some((text(&by["member"]).to_owned(), times::parse(text(&by["at"])).ok()));
             let holders: Vec<(String, Option<_>)> = stored.iter().filter_map(holder).collect();
             let who: BTreeSet<&str> = holders.iter().map(|(member, _)| member.as_str()).collect();
             let what = format!("exactly the members that may read {} signed custody notes", bulletin.name());

@@ -139,7 +139,7 @@ fn lines(context: &Context, draft: &Draft) -> Vec<String> {
 
 /// Returns `2026-11-23 20:05:11 UTC`.
 fn written(seconds: i64) -> String {
-    times::seconds(Some(&pbjson_types::Timestamp { seconds, nanos: 0 }))
+    times::seconds(Some(&prost_types::Timestamp { seconds, nanos: 0 }))
 }
 
 fn table(context: &Context, headings: &[&str]) -> Table {

@@ -3,7 +3,7 @@
 
 use barid_core::evidence::{Cosigner, CustodyHolder, Dispute, Outcome, Report, Uncounted};
 use owo_colors::Style;
-use pbjson_types::Timestamp;
+use prost_types::Timestamp;
 
 use super::{Judged, faults};
 use crate::cli::messages::Messages;

@@ -119,7 +119,7 @@ impl ActiveAlarm {
             text: self.alarm.to_string(),
             code: self.alarm.code().to_owned(),
             values: self.alarm.values(),
-            since: Some(pbjson_types::Timestamp { seconds, nanos: 0 }),
+            since: Some(prost_types::Timestamp { seconds, nanos: 0 }),
             count: self.count,
             severity: self.alarm.severity().as_str().to_owned(),
         }

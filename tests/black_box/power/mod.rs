@@ -27,7 +27,7 @@ use crate::publishers::{DeliveryLog, Publisher, draft, history, tree_of};
 use crate::world::{DEADLINE, World, text, until};
 
 /// Power cuts of one test run; `BARID_POWER_CUTS` sets another number.
-const CUTS: u64 = 80;
+const CUTS: u64 = 50;
 /// Power cuts of one recording; after that the nodes run again.
 const CUTS_A_RECORDING: u64 = 500;
 /// One cut in this many is of all nodes at one instant; the others are of one node.

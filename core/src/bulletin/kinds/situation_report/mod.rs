@@ -1,7 +1,7 @@
 //! Kind `situation-report`: events observed over a period, and an outlook. Working group
 //! information.
 
-use pbjson_types::Timestamp;
+use prost_types::Timestamp;
 
 use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::{line, paragraph};
