@@ -13,7 +13,7 @@ use barid_core::bulletin::BulletinId;
 use barid_core::ids::Member;
 use barid_core::limits::CLOCK_AHEAD_SECONDS_MAX;
 use barid_core::{envelope, proto};
-use pbjson_types::Timestamp;
+use prost_types::Timestamp;
 
 use super::Failure;
 use super::client::Client;

@@ -470,7 +470,7 @@ mod tests {
             let header = draft.header.as_mut().unwrap();
             (header.member, header.id) = ("ne".to_owned(), "01976f6e-7c00-7000-8000-000000000001".to_owned());
             header.severity = "Severe".to_owned();
-            header.sent_at = Some(pbjson_types::Timestamp { seconds: 1_750_000_000, nanos: 0 });
+            header.sent_at = Some(prost_types::Timestamp { seconds: 1_750_000_000, nanos: 0 });
             draft.body.as_mut().unwrap().texts.iter_mut().for_each(|text| text.headline = headline.to_owned());
             let envelope = envelope::encode(draft.header.as_ref().unwrap(), draft.body.as_ref().unwrap(), [7; 16]);
             let delivery = proto::Delivery { offset: 42, envelope, ..Default::default() };
