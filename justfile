@@ -60,6 +60,11 @@ bit_flips entries="1000000":
     cargo build --release --locked
     BARID_BIN="$PWD/target/release/barid" BARID_FLIP_ENTRIES={{entries}} cargo test --locked -p barid --test black_box bit_flips -- --nocapture
 
+# Write the outputs of commands and the table of budgets that the documents contain.
+docs:
+    BARID_WRITE_DOCS=1 cargo test --locked -p barid --lib budgets::
+    BARID_WRITE_DOCS=1 cargo test --locked -p barid --test black_box runbooks
+
 # Write golden files: for a format that was never released, or a new one beside the old. Read the difference before you commit it.
 golden:
     BARID_WRITE_GOLDEN=1 cargo test --locked -p barid-core --test formats golden

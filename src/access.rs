@@ -4,14 +4,14 @@
 //! caller (`transport`), and the audience of a bulletin (`core`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use barid_core::bulletin::header::{is_issuer, issuer_of};
 use barid_core::limits::ISSUER_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
-use crate::files::{self, Guard};
+use crate::files::{self, FileError};
 
 /// Role of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -168,37 +168,13 @@ pub struct Access {
     limits: Limits,
 }
 
-/// Why access rules cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum AccessError {
-    /// The file cannot be read.
-    #[error("{path} cannot be read")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The text is not valid.
-    #[error("{path}: {reason}")]
-    Text {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        reason: String,
-    },
-}
-
 impl Access {
     /// Reads a file.
     ///
     /// # Errors
-    /// See [`AccessError`].
-    pub fn load(path: &Path) -> Result<Self, AccessError> {
-        let text = files::read_text(path, Guard::Trusted)
-            .map_err(|source| AccessError::File { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|reason| AccessError::Text { path: path.to_owned(), reason })
+    /// See [`FileError`].
+    pub fn load(path: &Path) -> Result<Self, FileError> {
+        files::load(path, Self::parse)
     }
 
     /// Parses the text of a file.

@@ -14,7 +14,7 @@ use barid_core::bulletin::TopicFilter;
 use barid_core::ids::{ExchangeName, FeedId, Member};
 use serde::{Deserialize, Serialize};
 
-use crate::files::{self, Guard};
+use crate::files::{self, FileError};
 use crate::transport::Compress;
 
 /// The content of `node.toml`. The example explains each key.
@@ -150,41 +150,17 @@ pub struct NodeConfig {
     pub text: NodeText,
 }
 
-/// Why a configuration cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("{path} cannot be read")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file is not valid.
-    #[error("{path}: {reason}")]
-    Text {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        reason: String,
-    },
-}
-
 impl NodeConfig {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// See [`ConfigError`].
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = files::read_text(path, Guard::Trusted)
-            .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        Self::parse(&text, folder).map_err(|reason| ConfigError::Text { path: path.to_owned(), reason })
+    /// See [`FileError`].
+    pub fn load(path: &Path) -> Result<Self, FileError> {
+        files::load(path, |text| Self::parse(text, path.parent().unwrap_or(Path::new("."))))
     }
 
     fn parse(text: &str, folder: &Path) -> Result<Self, String> {
+        reject_renamed(text)?;
         let mut read: NodeText = toml::from_str(text).map_err(|error| error.to_string())?;
         let member: Member = read.member.parse().map_err(|error| format!("member: {error}"))?;
         let exchange: ExchangeName = read.exchange.parse().map_err(|error| format!("exchange: {error}"))?;
@@ -221,6 +197,28 @@ impl NodeConfig {
     }
 }
 
+/// Keys of `node.toml` by their former names.
+const RENAMED: [(&str, &str); 4] = [
+    ("lone_start_seconds", "peer_wait_seconds"),
+    ("share_history", "backfill_new_members"),
+    ("reserve_mib", "min_free_disk_mib"),
+    ("metrics.beyond_loopback", "metrics.allow_non_loopback"),
+];
+
+/// Names the new key if the text has a renamed one.
+fn reject_renamed(text: &str) -> Result<(), String> {
+    // Text that is not TOML is rejected by its own error.
+    let Ok(table) = text.parse::<toml::Table>() else { return Ok(()) };
+    let has = |key: &str| match key.split_once('.') {
+        Some((section, key)) => table.get(section).is_some_and(|section| section.get(key).is_some()),
+        None => table.contains_key(key),
+    };
+    match RENAMED.iter().find(|(old, _)| has(old)) {
+        Some((old, new)) => Err(format!("`{old}` is now named `{new}`")),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -232,6 +230,20 @@ mod tests {
         assert_eq!(config.feed.to_string(), "ma.rabat.example/feed/1");
         assert_eq!(config.text.data, Path::new("/etc/barid/data"));
         assert_eq!(config.text.crl_grace_days, 30);
+    }
+
+    #[test]
+    fn renamed_keys_are_rejected_with_their_new_names() {
+        let example = include_str!("node.example.toml");
+        for (old, new) in RENAMED {
+            assert!(example.contains(new.rsplit('.').next().unwrap()), "{new}");
+            let text = match old.split_once('.') {
+                Some((section, key)) => example.replace(&format!("[{section}]"), &format!("[{section}]\n{key} = true")),
+                None => format!("{old} = 1\n{example}"),
+            };
+            let error = NodeConfig::parse(&text, Path::new("/")).unwrap_err();
+            assert_eq!(error, format!("`{old}` is now named `{new}`"));
+        }
     }
 
     #[test]

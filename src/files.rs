@@ -11,7 +11,7 @@
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Largest file that is read: a roster has at most 1 MiB, access rules of 10,000 people a little
 /// more.
@@ -62,6 +62,37 @@ impl From<Fault> for io::Error {
         };
         Self::new(kind, fault)
     }
+}
+
+/// Why a file of settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("{path} cannot be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Its text is not valid.
+    #[error("{path}: {reason}")]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        reason: String,
+    },
+}
+
+/// Reads and parses a file of settings.
+///
+/// # Errors
+/// See [`FileError`].
+pub fn load<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, FileError> {
+    let text = read_text(path, Guard::Trusted).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    parse(&text).map_err(|reason| FileError::Text { path: path.to_owned(), reason })
 }
 
 /// Reads a file.
@@ -163,7 +194,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::path::PathBuf;
 
     use super::*;
 

@@ -21,7 +21,7 @@ use rcgen::{
 use rustls::pki_types::ServerName;
 use time::OffsetDateTime;
 
-pub use develop::{DevelopMember, DevelopOptions, MEMBERS_MAX, Owner, Place, WORKING_GROUPS, develop, first_feed};
+pub use develop::{DevelopMember, DevelopOptions, MEMBERS_MAX, Owner, Place, WORKING_GROUPS, develop};
 
 /// Validity of development certificates.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3_600);

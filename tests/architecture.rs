@@ -55,8 +55,9 @@ const LAYERS: &[Layers] = &[
         path: "crate::bulletin::",
         siblings: true,
         modules: &[
-            &["countries", "field", "rules", "text"],
-            &["geo", "times", "topic", "vocabulary"],
+            &["countries", "text", "times"],
+            &["field", "rules"],
+            &["geo", "topic", "vocabulary"],
             &["body", "header", "kinds", "priority"],
             &["audience", "prepare", "state"],
         ],

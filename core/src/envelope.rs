@@ -2,6 +2,20 @@
 //!
 //! In scope: decoding within bounds, the digest, and encoding once. Out of scope: the meaning of
 //! header and body ([`crate::bulletin`]). Nothing here re-encodes decoded bytes.
+//!
+//! # Examples
+//! ```
+//! use barid_core::envelope::{SALT_BYTES, digest, encode, header_of};
+//! use barid_core::proto::{Body, Header};
+//!
+//! let header = Header { topic: "customs.seizures".to_owned(), ..Header::default() };
+//! let envelope = encode(&header, &Body::default(), [7; SALT_BYTES]);
+//! assert_eq!(header_of(&envelope)?, header);
+//! // The salt makes the digests of equal bulletins differ.
+//! let other = encode(&header, &Body::default(), [8; SALT_BYTES]);
+//! assert_ne!(digest(&envelope), digest(&other));
+//! # Ok::<(), barid_core::envelope::EnvelopeError>(())
+//! ```
 
 use bytes::{BufMut, Bytes};
 use prost::Message;

@@ -8,12 +8,24 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::bulletin::countries::is_alpha2;
+use crate::bulletin::rules::Rule;
 
 /// A participant of the exchange: an ISO 3166-1 alpha-2 code in lower case (`ma`), or `x-` and a
 /// name of 2 to 32 letters, digits and hyphens for an organisation (`x-au`). Cheap to clone.
 ///
 /// Parsing checks the form only: ISO assigns and withdraws codes, and signed data must stay
 /// readable. A new member needs a code that [is assigned](Member::is_assigned).
+///
+/// # Examples
+/// ```
+/// use barid_core::ids::Member;
+///
+/// let country: Member = "ma".parse()?;
+/// let organisation: Member = "x-au".parse()?;
+/// assert!(country.is_assigned() && organisation.is_assigned());
+/// assert!("MA".parse::<Member>().is_err());
+/// # Ok::<(), barid_core::ids::NameError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Member(Arc<str>);
 
@@ -23,6 +35,16 @@ pub struct ExchangeName(Arc<str>);
 
 /// One epoch of one member's feed. Printed as its C2SP origin and key name:
 /// `ma.rabat.example/feed/1`.
+///
+/// # Examples
+/// ```
+/// use barid_core::ids::FeedId;
+///
+/// let feed: FeedId = "ma.rabat.example/feed/1".parse()?;
+/// assert_eq!((feed.member.as_str(), feed.epoch), ("ma", 1));
+/// assert_eq!(FeedId::new(feed.member, feed.exchange, 2).to_string(), "ma.rabat.example/feed/2");
+/// # Ok::<(), barid_core::ids::NameError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FeedId {
     /// The feed's owner.
@@ -42,12 +64,18 @@ pub struct NameError {
     /// The text found, cut at 80 characters.
     pub value: String,
     /// What was expected.
-    pub expected: &'static str,
+    pub expected: Rule,
 }
 
 impl NameError {
-    fn new(what: &'static str, value: &str, expected: &'static str) -> Self {
+    fn new(what: &'static str, value: &str, expected: Rule) -> Self {
         Self { what, value: value.chars().take(80).collect(), expected }
+    }
+}
+
+impl From<NameError> for Rule {
+    fn from(error: NameError) -> Self {
+        error.expected
     }
 }
 
@@ -107,11 +135,7 @@ impl FromStr for Member {
                 && !name.starts_with('-')
                 && !name.ends_with('-')
         });
-        if country || organisation {
-            Ok(Self(text.into()))
-        } else {
-            Err(NameError::new("member", text, "a country of ISO 3166-1 alpha-2 in lower case, or `x-` and a name"))
-        }
+        if country || organisation { Ok(Self(text.into())) } else { Err(NameError::new("member", text, Rule::Member)) }
     }
 }
 
@@ -130,7 +154,7 @@ impl FromStr for ExchangeName {
         if text.len() <= 200 && text.contains('.') && text.split('.').all(label) && !address {
             Ok(Self(text.into()))
         } else {
-            Err(NameError::new("exchange", text, "a DNS name in lower case such as `rabat.example`"))
+            Err(NameError::new("exchange", text, Rule::Exchange))
         }
     }
 }
@@ -139,7 +163,7 @@ impl FromStr for FeedId {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let bad = || NameError::new("feed", text, "`<member>.<exchange>/feed/<epoch>`");
+        let bad = || NameError::new("feed", text, Rule::FeedName);
         let (host, epoch) = text.split_once("/feed/").ok_or_else(bad)?;
         let (member, exchange) = host.split_once('.').ok_or_else(bad)?;
         let number: u32 = epoch.parse().map_err(|_| bad())?;
@@ -203,6 +227,15 @@ pub fn is_bidi_control(c: char) -> bool {
 pub struct Hash(pub [u8; 32]);
 
 /// SHA-256 of an envelope's exact bytes: the record in a feed's tree.
+///
+/// # Examples
+/// ```
+/// use barid_core::envelope;
+///
+/// let digest = envelope::digest(b"the bytes of an envelope");
+/// assert_ne!(digest, envelope::digest(b"The bytes of an envelope"));
+/// assert_eq!(digest.to_string().len(), 64);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 32]);
 

@@ -6,6 +6,17 @@
 //! whole number is written even if it is 0, since an index or a size of 0 is a value. Out of scope:
 //! the meaning of values, and types that no message has (maps, floating point, well-known types
 //! other than `Timestamp`); a test fails if a message gets one.
+//!
+//! # Examples
+//! ```
+//! use barid_core::proto::Receipt;
+//!
+//! let receipt: Receipt = serde_json::from_str(r#"{"feed": "ma.rabat.example/feed/1"}"#)?;
+//! let text = serde_json::to_string(&receipt)?;
+//! assert_eq!(text, r#"{"feed":"ma.rabat.example/feed/1","index":"0"}"#);
+//! assert!(serde_json::from_str::<Receipt>(r#"{"fed": ""}"#).is_err());
+//! # Ok::<(), serde_json::Error>(())
+//! ```
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;

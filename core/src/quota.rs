@@ -31,6 +31,17 @@ const PRIORITY_PART: u64 = 8;
 const RESUMES_PART: u64 = 8;
 
 /// Tiers of free space, ordered by how much is committed in them.
+///
+/// # Examples
+/// ```
+/// use barid_core::quota::{Tier, WriteKind};
+///
+/// const GIB: u64 = 1 << 30;
+/// assert_eq!(Tier::at(3 * GIB, GIB, Tier::All), Tier::All);
+/// let tier = Tier::at(GIB, GIB, Tier::All);
+/// assert!(Tier::needed(WriteKind::Publish(None), true) <= tier);
+/// assert!(Tier::needed(WriteKind::Append, false) > tier);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
     /// At most attestations and other notes.

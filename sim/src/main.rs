@@ -74,7 +74,6 @@ fn main() -> ExitCode {
         if !missing.is_empty() {
             println!("not reached: {}", missing.join(", "));
         }
-        #[allow(clippy::cast_precision_loss, reason = "for display only")]
         let per_second = seeds as f64 / seconds;
         println!("{seeds} seeds from {first} in {seconds:.1} s, {per_second:.1} a second: {events} events");
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use barid_core::bulletin::BulletinId;
+use barid_core::bulletin::{BulletinId, Rule};
 use barid_core::evidence::{Consistency, EvidenceError, EvidenceParts, Verdict, assemble, verify};
 use barid_core::feed::checkpoint::{CheckpointError, SignedCheckpoint};
 use barid_core::feed::cosignature::with_cosignatures;
@@ -76,8 +76,8 @@ impl Audit for Api {
     ) -> Result<Response<Self::ExportEvidenceStream>, Status> {
         let (caller, call) = self.begin(request.extensions(), &methods::EXPORT_EVIDENCE)?;
         let proto::ExportEvidenceRequest { member, id } = request.into_inner();
-        let owner: Member = member.parse().map_err(|_| errors::argument("member", &member, "a member code"))?;
-        let uuid: BulletinId = id.parse().map_err(|_| errors::argument("id", &id, "a UUIDv7 in lower case"))?;
+        let owner: Member = member.parse().map_err(|_| errors::argument("member", &member, Rule::Member))?;
+        let uuid: BulletinId = id.parse().map_err(|_| errors::argument("id", &id, Rule::Id))?;
         // To the caller, a bulletin that is not visible does not exist.
         let not_visible = |entry: &Entry| (!self.may_export(&caller, entry)).then_some("NOT_CLEARED");
         let found = self.find_for(&caller, methods::EXPORT_EVIDENCE.name, (&owner, uuid), not_visible).await?;

@@ -8,18 +8,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use barid_core::bulletin::header::issuer_of;
-use barid_core::bulletin::{BulletinId, kinds};
+use barid_core::bulletin::{BulletinId, FieldError, Rule, kinds};
 use barid_core::ids::Member;
 use tokio::time::Instant;
 use tonic::{Code, Extensions, Status};
-use tonic_types::{ErrorDetails, StatusExt};
 
 use super::Api;
-use super::errors::{self, DOMAIN};
+use super::errors;
 use super::methods::{self, Method, Purpose};
 use crate::access::{Grant, Role};
 use crate::budgets::{Class, Owner, table};
-use crate::calls::{Admission, Call, Report, Terms, over_budget};
+use crate::calls::{Admission, Call, Report, Terms, over_budget, status_with_reason};
 
 /// A verified caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,8 +192,7 @@ impl Api {
     /// Returns `PERMISSION_DENIED` with its reason, and records it.
     pub(super) fn denied(&self, path: &str, method: &'static str, reason: &'static str, detail: &str) -> Status {
         self.record_denied(path, method, reason);
-        let details = ErrorDetails::with_error_info(reason, DOMAIN, []);
-        Status::with_error_details(Code::PermissionDenied, detail, details)
+        status_with_reason(Code::PermissionDenied, detail, reason, [], None)
     }
 
     /// Returns `PERMISSION_DENIED` for publishing in a topic's working group, and records it.
@@ -204,9 +202,7 @@ impl Api {
         errors::denied_field(
             reason,
             "the caller does not publish in this working group",
-            "header.topic",
-            topic,
-            "under a working group in which the node's access rules let you publish",
+            FieldError::new("header.topic", topic, Rule::TopicGranted),
         )
     }
 

@@ -37,11 +37,8 @@ const _: () = assert!(BYTES <= CURSOR_BYTES_MAX);
 type Head = [u8; HEAD_BYTES];
 type Milestone = [u8; MILESTONE_BYTES];
 
-/// What a cursor field must contain, for error messages.
-pub(super) const EXPECTED: &str = "the cursor of an event on a subscription";
-
 /// The position of a reader.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
     store: StoreId,
     /// All entries up to this offset were scanned.
@@ -127,7 +124,7 @@ impl Cursor {
     }
 
     /// Encodes the cursor as text, for page tokens.
-    pub(super) fn to_text(&self) -> String {
+    pub(super) fn to_text(self) -> String {
         URL_SAFE_NO_PAD.encode(self.encode())
     }
 
@@ -324,7 +321,7 @@ mod tests {
             let cursor = Cursor { held, ..cursor(&store, 3) };
             let bytes = cursor.encode();
             assert!(bytes.len() <= CURSOR_BYTES_MAX);
-            assert_eq!(Cursor::decode(&bytes), Some(cursor.clone()));
+            assert_eq!(Cursor::decode(&bytes), Some(cursor));
             assert_eq!(Cursor::parse(&cursor.to_text()), Some(cursor));
             for len in 0..bytes.len() {
                 assert_eq!(Cursor::decode(&bytes[..len]), None, "{len} bytes");
@@ -376,7 +373,8 @@ mod tests {
         let mut cursors = (0..=10_000).map(|offset| builder.at(&store, offset, None).unwrap().unwrap());
         let last = cursors.by_ref().inspect(|made| assert_eq!(*made, cursor(&store, made.offset))).last().unwrap();
         let wrong = |count: usize| {
-            let mut cursor = Cursor { head: [7; HEAD_BYTES], ..last.clone() };
+            let mut cursor = Cursor::decode(&last.encode()).unwrap();
+            cursor.head = [7; HEAD_BYTES];
             cursor.milestones[..count].fill([7; MILESTONE_BYTES]);
             cursor.locate(&store).unwrap().offset
         };

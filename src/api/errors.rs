@@ -1,23 +1,23 @@
 //! The one map from errors to gRPC status, with `google.rpc` details. Internals stay inside.
 
 use std::collections::HashMap;
-use std::str::FromStr;
+use std::fmt;
 use std::time::Duration;
 
-use barid_core::bulletin::{Invalid, Rule};
+use barid_core::bulletin::field::Report;
+use barid_core::bulletin::{FieldError, Invalid, Rule};
 use barid_core::evidence::EvidenceError;
 use barid_core::evidence::zip::ZipError;
-use barid_core::limits::{FOUND_CHARS_MAX, LINE_CHARS_MAX};
+use barid_core::limits::LINE_CHARS_MAX;
 use barid_core::proto;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::audit::ExportError;
+use crate::calls::{DOMAIN, status_with_reason};
 use crate::committer::CommitFailure;
 use crate::store::ReadError;
 
-/// Domain of `ErrorInfo`.
-pub(super) const DOMAIN: &str = "barid";
 /// Retry delay while the commit queue is full.
 const BUSY_RETRY: Duration = Duration::from_millis(100);
 /// Retry delay for data that must come from a peer: tree heads are sent once a second, and links
@@ -36,95 +36,60 @@ const DISK_FULL_RETRY: Duration = Duration::from_secs(10);
 /// below the 16 KiB of headers that HTTP/2 peers accept. Further errors are reported once these are
 /// fixed.
 const DETAILS_BYTES_MAX: usize = 6 << 10;
-/// Bytes of a rule's code with its metadata key.
-const RULE_BYTES: usize = 48;
+/// Bytes of a rule's code, and of the metadata keys of the code and the value found.
+const RULE_BYTES: usize = 64;
 /// `ErrorInfo` reason of a status that lists fields.
 const FIELDS: &str = "FIELDS";
 
 /// Maps the fields of a draft that break rules.
-pub(super) fn invalid(error: &Invalid) -> Status {
-    let violation = |field: &barid_core::bulletin::FieldError| {
-        FieldViolation::new(&field.field, format!("`{}` is not {}", field.found, field.expected))
-    };
-    let mut bytes = 0;
-    let violations: Vec<_> = error
-        .0
-        .iter()
-        .map(violation)
-        .take_while(|violation| {
-            // The description's text is repeated in the values of its rule.
-            bytes += violation.field.len() + 2 * violation.description.len() + RULE_BYTES;
-            bytes <= DETAILS_BYTES_MAX
-        })
-        .collect();
-    let message = format!("{} field(s) break a rule; nothing was stored", error.0.len());
-    let rules = error.0.iter().take(violations.len()).map(|field| field.expected.as_str());
-    invalid_fields(message, rules.map(Rule::of).collect(), violations)
+pub(super) fn invalid(Invalid(errors): &Invalid) -> Status {
+    let message = format!("{} field(s) break a rule; nothing was stored", errors.len());
+    Status::with_error_details(Code::InvalidArgument, message, fields(FIELDS, errors))
 }
 
-/// Builds `INVALID_ARGUMENT` with the fields at fault and the code of the rule that each breaks,
-/// for programs and for translation. The rules are metadata of an `ErrorInfo` (`FieldViolation` in
-/// focal_point.proto): `rule-0` is the code for the first violation, `rule-0-1` its first value,
-/// and so on.
-fn invalid_fields(message: String, rules: Vec<Option<Rule>>, violations: Vec<FieldViolation>) -> Status {
-    let mut metadata = HashMap::new();
-    for (n, Rule { code, values }) in rules.into_iter().enumerate().filter_map(|(n, rule)| Some((n, rule?))) {
-        metadata.insert(format!("rule-{n}"), code.to_owned());
-        metadata.extend((1..).zip(values).map(|(place, value)| (format!("rule-{n}-{place}"), value)));
-    }
-    let mut details = ErrorDetails::with_bad_request(violations);
-    details.set_error_info(FIELDS, DOMAIN, metadata);
-    Status::with_error_details(Code::InvalidArgument, message, details)
-}
-
-/// The invalid arguments of one call, reported together.
-#[derive(Default)]
-pub(super) struct Faults(Vec<(FieldViolation, Option<Rule>)>);
-
-impl Faults {
-    /// Adds an invalid argument.
-    pub(super) fn add(&mut self, field: &str, found: &str, expected: &str) {
-        let found: String = found.chars().take(FOUND_CHARS_MAX).collect();
-        let violation = FieldViolation::new(field, format!("`{found}` is not {expected}"));
-        self.0.push((violation, Rule::of(expected)));
-    }
-
-    /// Parses an argument. Adds an error and returns `None` if it is invalid.
-    pub(super) fn parse<T: FromStr>(&mut self, field: &str, text: &str, expected: &str) -> Option<T> {
-        let read = text.parse().ok();
-        if read.is_none() {
-            self.add(field, text, expected);
-        }
-        read
-    }
-
-    /// Returns `INVALID_ARGUMENT` if there are any errors.
-    pub(super) fn check(self) -> Result<(), Status> {
-        let message = match self.0.as_slice() {
-            [] => return Ok(()),
-            [(one, _)] => format!("{}: {}", one.field, one.description),
+/// Returns `INVALID_ARGUMENT` if arguments of a call are invalid: all of them together.
+pub(super) fn check(report: Report) -> Result<(), Status> {
+    report.into_result().map_err(|Invalid(errors)| {
+        let message = match errors.as_slice() {
+            [one] => one.to_string(),
             more => format!("{} arguments are invalid", more.len()),
         };
-        let (violations, rules) = self.0.into_iter().unzip();
-        Err(invalid_fields(message, rules, violations))
-    }
-}
-
-/// Builds `PERMISSION_DENIED` for the field that asks for the missing permission.
-pub(super) fn denied_field(reason: &str, message: &str, field: &str, found: &str, expected: &str) -> Status {
-    let found: String = found.chars().take(FOUND_CHARS_MAX).collect();
-    let rule = Rule::of(expected).map(|rule| ("rule-0".to_owned(), rule.code.to_owned()));
-    let rule: HashMap<_, _> = rule.into_iter().collect();
-    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, rule);
-    details.add_bad_request_violation(field, format!("`{found}` is not {expected}"));
-    Status::with_error_details(Code::PermissionDenied, message, details)
+        Status::with_error_details(Code::InvalidArgument, message, fields(FIELDS, &errors))
+    })
 }
 
 /// Builds `INVALID_ARGUMENT` for one argument.
-pub(super) fn argument(field: &str, found: &str, expected: &str) -> Status {
-    let mut faults = Faults::default();
-    faults.add(field, found, expected);
-    faults.check().expect_err("one error was added")
+pub(super) fn argument(field: &str, found: impl fmt::Display, rule: Rule) -> Status {
+    let error = FieldError::new(field, found, rule);
+    Status::with_error_details(Code::InvalidArgument, error.to_string(), fields(FIELDS, &[error]))
+}
+
+/// Builds `PERMISSION_DENIED` for the field that asks for the missing permission.
+pub(super) fn denied_field(reason: &str, message: &str, error: FieldError) -> Status {
+    Status::with_error_details(Code::PermissionDenied, message, fields(reason, &[error]))
+}
+
+/// Builds the details of the fields at fault, with the rule that each breaks and the values, for
+/// programs and for translation. These are metadata of an `ErrorInfo` (`FieldViolation` in
+/// focal_point.proto): of the first field `rule-0` is the code, `rule-0-1` the first value in the
+/// rule's text, and `found-0` the value found.
+fn fields(reason: &str, errors: &[FieldError]) -> ErrorDetails {
+    let (mut violations, mut metadata, mut bytes) = (Vec::new(), HashMap::new(), 0);
+    for (n, error) in errors.iter().enumerate() {
+        let (FieldError { field, found, rule }, description) = (error, error.description());
+        // The description's text is repeated in the metadata.
+        bytes += field.len() + 2 * description.len() + RULE_BYTES;
+        if bytes > DETAILS_BYTES_MAX {
+            break;
+        }
+        violations.push(FieldViolation::new(field, description));
+        metadata.insert(format!("rule-{n}"), rule.code().to_owned());
+        metadata.insert(format!("found-{n}"), found.clone());
+        metadata.extend((1..).zip(rule.values()).map(|(place, value)| (format!("rule-{n}-{place}"), value)));
+    }
+    let mut details = ErrorDetails::with_bad_request(violations);
+    details.set_error_info(reason, DOMAIN, metadata);
+    details
 }
 
 /// Status of a broken invariant.
@@ -134,16 +99,16 @@ pub(super) fn defect() -> Status {
 
 /// Maps a failed commit.
 pub(super) fn commit(error: &CommitFailure) -> Status {
-    let info = |reason: &str| ErrorDetails::with_error_info(reason, DOMAIN, []);
+    let retry = |code, delay, reason| status_with_reason(code, error.to_string(), reason, [], Some(delay));
     match error {
         CommitFailure::NeedsRecovery(_) => {
-            Status::with_error_details(Code::FailedPrecondition, error.to_string(), info("NEEDS_RECOVERY"))
+            status_with_reason(Code::FailedPrecondition, error.to_string(), "NEEDS_RECOVERY", [], None)
         }
-        CommitFailure::Starting => retry(Code::Unavailable, error, STARTING_RETRY, "STARTING"),
-        CommitFailure::Overloaded => retry(Code::ResourceExhausted, error, BUSY_RETRY, "BUSY"),
-        CommitFailure::DiskFull(_) => retry(Code::ResourceExhausted, error, DISK_FULL_RETRY, "DISK_FULL"),
+        CommitFailure::Starting => retry(Code::Unavailable, STARTING_RETRY, "STARTING"),
+        CommitFailure::Overloaded => retry(Code::ResourceExhausted, BUSY_RETRY, "BUSY"),
+        CommitFailure::DiskFull(_) => retry(Code::ResourceExhausted, DISK_FULL_RETRY, "DISK_FULL"),
         CommitFailure::Stopped(_) => {
-            Status::with_error_details(Code::Unavailable, "the store has stopped", info("STOPPED"))
+            status_with_reason(Code::Unavailable, "the store has stopped", "STOPPED", [], None)
         }
         CommitFailure::Stale { .. }
         | CommitFailure::EntryConflict { .. }
@@ -154,24 +119,13 @@ pub(super) fn commit(error: &CommitFailure) -> Status {
 
 /// Builds `RESOURCE_EXHAUSTED` for a caller over one of its limits.
 pub(super) fn exhausted(reason: &str, message: String, after: Option<Duration>) -> Status {
-    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
-    if after.is_some() {
-        details.set_retry_info(after);
-    }
-    Status::with_error_details(Code::ResourceExhausted, message, details)
-}
-
-fn retry(code: Code, error: &CommitFailure, after: Duration, reason: &str) -> Status {
-    let mut details = ErrorDetails::with_retry_info(Some(after));
-    details.set_error_info(reason, DOMAIN, []);
-    Status::with_error_details(code, error.to_string(), details)
+    status_with_reason(Code::ResourceExhausted, message, reason, [], after)
 }
 
 /// Status of calls that end because the node stops.
 pub(super) fn stopping() -> Status {
-    let mut details = ErrorDetails::with_retry_info(Some(STOPPING_RETRY));
-    details.set_error_info("STOPPING", DOMAIN, []);
-    Status::with_error_details(Code::Unavailable, "the node is stopping; accepted bulletins are stored", details)
+    let message = "the node is stopping; accepted bulletins are stored";
+    status_with_reason(Code::Unavailable, message, "STOPPING", [], Some(STOPPING_RETRY))
 }
 
 /// Maps a failed read of the store.
@@ -179,13 +133,8 @@ pub(super) fn read(error: &ReadError) -> Status {
     match error {
         ReadError::Missing(what) => Status::not_found(format!("{what} is not held")),
         ReadError::Behind(_) => {
-            let mut details = ErrorDetails::with_retry_info(Some(BEHIND_RETRY));
-            details.set_error_info("BEHIND", DOMAIN, []);
-            Status::with_error_details(
-                Code::Unavailable,
-                "the index database is being rebuilt; no data is lost",
-                details,
-            )
+            let message = "the index database is being rebuilt; no data is lost";
+            status_with_reason(Code::Unavailable, message, "BEHIND", [], Some(BEHIND_RETRY))
         }
         ReadError::DamagedEntry(damaged) => {
             tracing::error!(%error, "an entry could not be read");
@@ -194,12 +143,12 @@ pub(super) fn read(error: &ReadError) -> Status {
                 None => format!("the entry at offset {}", damaged.offset),
             };
             let message = format!("{entry} is damaged in this node's store");
-            Status::with_error_details(Code::DataLoss, message, ErrorDetails::with_error_info("DAMAGED", DOMAIN, []))
+            status_with_reason(Code::DataLoss, message, "DAMAGED", [], None)
         }
         ReadError::Damaged(_) => {
             tracing::error!(%error, "the store could not be read");
-            let details = ErrorDetails::with_error_info("DAMAGED", DOMAIN, []);
-            Status::with_error_details(Code::DataLoss, "the requested part of this node's store is damaged", details)
+            let message = "the requested part of this node's store is damaged";
+            status_with_reason(Code::DataLoss, message, "DAMAGED", [], None)
         }
         ReadError::Io(_) => {
             tracing::error!(%error, "the store could not be read");
@@ -211,11 +160,7 @@ pub(super) fn read(error: &ReadError) -> Status {
 /// Maps a failed export of evidence.
 pub(super) fn export(error: &ExportError) -> Status {
     let not_now = |reason: &str, retry: Option<Duration>| {
-        let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
-        if retry.is_some() {
-            details.set_retry_info(retry);
-        }
-        Status::with_error_details(Code::FailedPrecondition, error.to_string(), details)
+        status_with_reason(Code::FailedPrecondition, error.to_string(), reason, [], retry)
     };
     match error {
         ExportError::Read(error) => read(error),
@@ -235,13 +180,14 @@ pub(super) fn export(error: &ExportError) -> Status {
 /// Converts a status to the error of one request on a publish stream.
 pub(super) fn publish_error(status: &Status) -> proto::PublishError {
     let details = status.get_error_details();
-    let rules = details.error_info().map(|info| &info.metadata);
+    let metadata = |key: &str| details.error_info()?.metadata.get(key).cloned();
     let fields = details.bad_request().map(|request| {
         let field = |(n, violation): (usize, &FieldViolation)| proto::FieldViolation {
             field: violation.field.clone(),
             description: violation.description.clone(),
-            rule: rules.and_then(|rules| rules.get(&format!("rule-{n}"))).cloned().unwrap_or_default(),
-            values: (1..).map_while(|place| rules?.get(&format!("rule-{n}-{place}")).cloned()).collect(),
+            rule: metadata(&format!("rule-{n}")).unwrap_or_default(),
+            values: (1..).map_while(|place| metadata(&format!("rule-{n}-{place}"))).collect(),
+            found: metadata(&format!("found-{n}")).unwrap_or_default(),
         };
         request.field_violations.iter().enumerate().map(field).collect()
     });
@@ -268,7 +214,7 @@ pub(super) fn unknown_subscription(name: &str, recorded: Option<u64>) -> Status 
     };
     let cause = if recorded.is_some() { "recovered" } else { "unknown" };
     let info = [("subscription".to_owned(), name.to_owned()), ("cause".to_owned(), cause.to_owned())];
-    with_info(Code::NotFound, message, "UNKNOWN_SUBSCRIPTION", info)
+    status_with_reason(Code::NotFound, message, "UNKNOWN_SUBSCRIPTION", info, None)
 }
 
 /// Status for a named subscription that is opened with a filter other than the recorded one.
@@ -280,16 +226,45 @@ pub(super) fn filter_differs(recorded: &str, requested: &str) -> Status {
          recorded one, or set `replace_filter` and `begin`"
     );
     let info = [("recorded".to_owned(), recorded), ("requested".to_owned(), requested)];
-    with_info(Code::FailedPrecondition, message, "FILTER_DIFFERS", info)
+    status_with_reason(Code::FailedPrecondition, message, "FILTER_DIFFERS", info, None)
 }
 
 /// Status for a cursor of another history of the store, where only this history is accepted.
 pub(super) fn cursor_mismatch(field: &str, cause: &str) -> Status {
     let message = format!("`{field}` belongs to another state of this node's store ({cause}); begin again");
     let info = [("field".to_owned(), field.to_owned()), ("cause".to_owned(), cause.to_owned())];
-    with_info(Code::FailedPrecondition, message, "CURSOR_MISMATCH", info)
+    status_with_reason(Code::FailedPrecondition, message, "CURSOR_MISMATCH", info, None)
 }
 
-fn with_info<const N: usize>(code: Code, message: String, reason: &str, info: [(String, String); N]) -> Status {
-    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, HashMap::from(info)))
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn invalid_arguments_have_their_rules_values_and_what_was_found() {
+        let mut report = Report::default();
+        report.add("filter", 65, Rule::FilterAtMost { max: 64 });
+        report.missing("draft", Rule::Draft);
+        let error = publish_error(&check(report).unwrap_err());
+        assert_eq!(error.message, "2 arguments are invalid");
+        let filter = proto::FieldViolation {
+            field: "filter".into(),
+            description: "`65`: expected at most 64 topics, kinds and members together".into(),
+            rule: "filter-at-most".into(),
+            values: vec!["64".into()],
+            found: "65".into(),
+        };
+        assert_eq!(error.fields[0], filter);
+        assert_eq!(error.fields[1].description, "missing: expected a draft");
+    }
+
+    #[test]
+    fn details_of_many_fields_are_bounded() {
+        let error = |n| FieldError::new(format!("body.texts[{n}].headline"), "x".repeat(80), Rule::Line { max: 250 });
+        let status = invalid(&Invalid((0..256).map(error).collect()));
+        assert!(status.message().starts_with("256 "), "{status:?}");
+        assert!(status.details().len() < 2 * DETAILS_BYTES_MAX, "{}", status.details().len());
+        assert!(publish_error(&status).fields.len() > 10);
+    }
 }

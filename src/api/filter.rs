@@ -6,8 +6,9 @@
 
 use std::collections::BTreeSet;
 
+use barid_core::bulletin::field::Report;
 use barid_core::bulletin::vocabulary::Severity;
-use barid_core::bulletin::{TopicFilter, kinds};
+use barid_core::bulletin::{FieldError, Rule, TopicFilter, kinds};
 use barid_core::ids::Member;
 use barid_core::limits::FILTERS_MAX;
 use barid_core::proto;
@@ -17,7 +18,6 @@ use prost::Message as _;
 use tonic::Status;
 
 use super::caller::Caller;
-use super::errors::Faults;
 use super::{Api, errors};
 use crate::access::Role;
 use crate::store::Columns;
@@ -32,34 +32,31 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// Parses the caller's filter and adds every error to `faults`.
-    pub(super) fn read(filter: Option<proto::Filter>, faults: &mut Faults) -> Self {
+    /// Parses the caller's filter and adds every error to `report`.
+    pub(super) fn read(filter: Option<proto::Filter>, report: &mut Report) -> Self {
         let proto::Filter { topics, kinds, min_severity, members } = filter.unwrap_or_default();
         let count = topics.len() + kinds.len() + members.len();
         if count > FILTERS_MAX {
-            let expected = format!("at most {FILTERS_MAX} topics, kinds and members together");
-            faults.add("filter", &count.to_string(), &expected);
+            report.add("filter", count, Rule::FilterAtMost { max: FILTERS_MAX });
             return Self { topics: Vec::new(), kinds: Vec::new(), severity: None, members: Vec::new() };
         }
-        let topic = |(n, text): (usize, &String)| {
-            faults.parse(&format!("filter.topics[{n}]"), text, "a topic filter such as `customs.>`")
-        };
+        let topic = |(n, text): (usize, &String)| report.parse(format_args!("filter.topics[{n}]"), text);
         let topics = topics.iter().enumerate().filter_map(topic).collect();
         // An unknown kind may come from a newer version. Only malformed names are errors.
         for (n, kind) in kinds.iter().enumerate().filter(|(_, kind)| !kinds::is_name(kind)) {
-            faults.add(&format!("filter.kinds[{n}]"), kind, "a kind such as `seizure-report`");
+            report.add(format_args!("filter.kinds[{n}]"), kind, Rule::KindName);
         }
         let severity = match (min_severity.as_str(), Severity::read(&min_severity)) {
             ("", _) => None,
             (_, Some(severity)) if severity != Severity::Unknown => Some(severity),
             _ => {
-                faults.add("filter.min_severity", &min_severity, "Minor, Moderate, Severe or Extreme");
+                let values = Severity::ALL.iter().filter(|known| **known != Severity::Unknown);
+                let values = values.map(|known| known.as_str()).collect::<Vec<_>>().join(", ");
+                report.add("filter.min_severity", &min_severity, Rule::OneOf { values });
                 None
             }
         };
-        let member = |(n, text): (usize, &String)| {
-            faults.parse(&format!("filter.members[{n}]"), text, "a member code such as `tn`")
-        };
+        let member = |(n, text): (usize, &String)| report.parse(format_args!("filter.members[{n}]"), text);
         let members = members.iter().enumerate().filter_map(member).collect();
         Self { topics, kinds, severity, members }
     }
@@ -191,9 +188,7 @@ impl Api {
         Err(errors::denied_field(
             reason,
             "the filter matches nothing that the caller may read",
-            &denied.field,
-            &denied.value,
-            "something that the node's access rules let you read",
+            FieldError::new(&denied.field, &denied.value, Rule::ReadingGranted),
         ))
     }
 }

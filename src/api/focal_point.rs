@@ -4,6 +4,7 @@
 use std::pin::Pin;
 
 use barid_core::bulletin::BulletinId;
+use barid_core::bulletin::field::Report;
 use barid_core::ids::Member;
 use barid_core::proto;
 use futures::stream::Stream;
@@ -11,7 +12,6 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::bulletin_state::Work;
-use super::errors::Faults;
 use super::history::HistoryQuery;
 use super::stored_wait::stored_by;
 use super::subscriptions::Opening;
@@ -49,10 +49,10 @@ impl FocalPoint for Api {
     async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
         let (caller, call) = self.begin(request.extensions(), &methods::GET)?;
         let proto::GetRequest { member, id } = request.into_inner();
-        let mut faults = Faults::default();
-        let owner: Option<Member> = faults.parse("member", &member, "a member code");
-        let uuid: Option<BulletinId> = faults.parse("id", &id, "a UUIDv7 in lower case");
-        faults.check()?;
+        let mut report = Report::default();
+        let owner: Option<Member> = report.parse("member", &member);
+        let uuid: Option<BulletinId> = report.parse("id", &id);
+        errors::check(report)?;
         let (Some(owner), Some(uuid)) = (owner, uuid) else { return Err(errors::defect()) };
         // To the caller, a bulletin that is not visible does not exist.
         let not_visible = |entry: &Entry| self.not_visible(&caller, entry).map(NotVisible::reason);

@@ -3,6 +3,8 @@
 //! In scope: parsing the request and building a page of the entries that the caller may read. Out
 //! of scope: the index behind it (`store`).
 
+use barid_core::bulletin::Rule;
+use barid_core::bulletin::field::Report;
 use barid_core::bulletin::times::Time;
 use barid_core::limits::ENVELOPE_BYTES_MAX;
 use barid_core::proto;
@@ -12,7 +14,6 @@ use tonic::Status;
 use super::bulletin_state::Work;
 use super::caller::Caller;
 use super::cursor::{Cursor, CursorBuilder, Mismatch};
-use super::errors::Faults;
 use super::filter::Filter;
 use super::visibility::damaged_of;
 use super::{Api, errors};
@@ -46,12 +47,12 @@ impl HistoryQuery {
     /// Parses a request at a node whose next offset is `end`.
     pub(super) fn read(request: proto::HistoryRequest, end: u64) -> Result<Self, Status> {
         let proto::HistoryRequest { filter, since, until, page_size, page_token } = request;
-        let mut faults = Faults::default();
-        let filter = Filter::read(filter, &mut faults);
+        let mut report = Report::default();
+        let filter = Filter::read(filter, &mut report);
         let mut ms = |field: &str, at: Option<prost_types::Timestamp>| {
             let time = Time::from_proto(&at?);
             if time.is_none() {
-                faults.add(field, "a timestamp out of range", "an instant of the years 1 to 9999");
+                report.add(field, "a timestamp out of range", Rule::InstantInRange);
             }
             time.map(Time::unix_ms)
         };
@@ -59,13 +60,13 @@ impl HistoryQuery {
         if let (Some(since), Some(until)) = (since, until)
             && until < since
         {
-            faults.add("until", &Time::from_unix_ms(until).to_string(), "an instant not before `since`");
+            report.add("until", Time::from_unix_ms(until), Rule::SinceOrder);
         }
         let token = Cursor::parse(&page_token);
         if token.is_none() && !page_token.is_empty() {
-            faults.add("page_token", &page_token, "the next_page_token of a previous page");
+            report.add("page_token", &page_token, Rule::PageToken);
         }
-        faults.check()?;
+        errors::check(report)?;
         let before = token.as_ref().map_or(end, |token| token.offset() + 1);
         let page_size = if page_size == 0 { PAGE.0 } else { (page_size as usize).min(PAGE.1) };
         Ok(Self { filter, since, until, page_size, before, token })

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use barid_core::bulletin::Rule;
 use barid_core::proto;
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
@@ -118,10 +119,9 @@ impl Operator for Api {
     ) -> Result<Response<proto::ResumeFeedResponse>, Status> {
         let (caller, _call) = self.begin(request.extensions(), &methods::RESUME_FEED)?;
         let text = &request.get_ref().feed;
-        let feed =
-            text.parse().map_err(|_| errors::argument("feed", text, "a feed such as ma.rabat.example/feed/1"))?;
+        let feed = text.parse().map_err(|_| errors::argument("feed", text, Rule::FeedName))?;
         if !self.node.resume_feed(&feed).await.map_err(Status::unavailable)? {
-            return Err(errors::argument("feed", text, "a feed with a recorded fork"));
+            return Err(errors::argument("feed", text, Rule::RecordedFork));
         }
         audit(&AuditEvent {
             event: "feed-resumed",

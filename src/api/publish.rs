@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use barid_core::bulletin::prepare::check_releasable;
 use barid_core::bulletin::{
-    BulletinId, DraftDefaults, FieldError, Invalid, ValidBulletin, header_priority, kinds, prepare, state,
+    BulletinId, DraftDefaults, FieldError, Invalid, Rule, ValidBulletin, header_priority, kinds, prepare, state,
 };
 use barid_core::envelope::SALT_BYTES;
 use barid_core::ids::Digest;
-use barid_core::limits::{COMMIT_BYTES_MAX, FOUND_CHARS_MAX};
+use barid_core::limits::COMMIT_BYTES_MAX;
 use barid_core::proto;
 use futures::stream::{Stream, StreamExt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -354,7 +354,7 @@ impl Api {
 
     async fn prepared(&self, caller: &Caller, request: proto::PublishRequest) -> Result<Prepared, Status> {
         let proto::PublishRequest { draft, wait_for } = request;
-        let draft = draft.ok_or_else(|| errors::argument("draft", "", "a draft"))?;
+        let draft = draft.ok_or_else(|| errors::argument("draft", "", Rule::Draft))?;
         let requirement = wait_for.map(|wait| StoredRequirement::read(&wait, self)).transpose()?;
         let topic = draft.header.as_ref().map_or("", |header| header.topic.as_str());
         let group = topic.split('.').next().unwrap_or_default();
@@ -397,14 +397,7 @@ impl Api {
         let mut faults = prepare(draft, &defaults, [0; SALT_BYTES]).err().map_or_else(Vec::new, |invalid| invalid.0);
         if faults.iter().all(|fault| fault.field != "header.topic") {
             let topic = draft.header.as_ref().map_or("", |header| header.topic.as_str());
-            faults.insert(
-                0,
-                FieldError {
-                    field: "header.topic".to_owned(),
-                    found: topic.chars().take(FOUND_CHARS_MAX).collect(),
-                    expected: "a dotted path under a working group of the roster".to_owned(),
-                },
-            );
+            faults.insert(0, FieldError::new("header.topic", topic, Rule::TopicOfRoster));
         }
         errors::invalid(&Invalid(faults))
     }
@@ -427,7 +420,7 @@ impl Api {
         let defaults = self.defaults(caller, BulletinId::new(now, random), now, roster_version);
         let bulletin = prepare(draft, &defaults, salt).map_err(|error| errors::invalid(&error))?;
         if kinds::find(&bulletin.header.kind).is_some_and(|kind| kind.node_only) {
-            return Err(errors::argument("header.kind", &bulletin.header.kind, "a kind that people publish"));
+            return Err(errors::argument("header.kind", &bulletin.header.kind, Rule::KindOfPeople));
         }
         check_releasable(&bulletin.header, rosters.newest()).map_err(|error| errors::invalid(&error))?;
         if let Some((original, digest)) = original {
@@ -455,7 +448,7 @@ impl Api {
             }
             _ => {
                 let found = format!("{member}/{}", id.uuid());
-                Err(errors::argument("header.references[0]", &found, "a bulletin held here"))
+                Err(errors::argument("header.references[0]", found, Rule::ReferenceHeld))
             }
         }
     }

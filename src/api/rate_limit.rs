@@ -124,7 +124,6 @@ impl CallLimiter {
         now: Instant,
     ) -> Result<(), Status> {
         let owner = Owner::Identity(path.into());
-        #[allow(clippy::cast_precision_loss, reason = "a filter is small")]
         let taken = self.durable.take(&owner, SUBSCRIPTION_BYTES.rate, bytes as f64, now);
         taken.map_err(|after| {
             let message = "named subscriptions are created, changed or removed too often";

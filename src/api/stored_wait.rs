@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use barid_core::bulletin::Rule;
 use barid_core::bulletin::audience::{audience, may_read};
+use barid_core::bulletin::field::Report;
 use barid_core::ids::{FeedId, Member};
 use barid_core::proto;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::Status;
 
-use super::errors::Faults;
 use super::{Api, errors};
 use crate::store::ReadError;
 
@@ -35,24 +36,23 @@ impl StoredRequirement {
         let roster = api.rosters.load().newest_shared();
         let others = roster.entries().count().saturating_sub(1);
         if wait.members.len() > others {
-            let expected = format!("at most the {others} other members, each once");
-            return Err(errors::argument("wait_for.members", &format!("{} members", wait.members.len()), &expected));
+            let found = format!("{} members", wait.members.len());
+            return Err(errors::argument("wait_for.members", found, Rule::OthersAtMost { max: others }));
         }
         let mut members = BTreeMap::new();
         for (n, code) in wait.members.iter().enumerate() {
             let field = format!("wait_for.members[{n}]");
-            let member: Member = code.parse().map_err(|_| errors::argument(&field, code, "a member code"))?;
+            let member: Member = code.parse().map_err(|_| errors::argument(&field, code, Rule::Member))?;
             if member == *api.me() || roster.member(&member).is_none() {
-                return Err(errors::argument(&field, code, "another member that the roster lists"));
+                return Err(errors::argument(&field, code, Rule::ListedOtherMember));
             }
             members.entry(member).or_insert(n);
         }
         if wait.count == 0 && wait.members.is_empty() {
-            return Err(errors::argument("wait_for.count", "0", "at least 1, where no members are named"));
+            return Err(errors::argument("wait_for.count", 0, Rule::WaitCount));
         }
         if wait.count as usize > others {
-            let expected = format!("at most the {others} other members");
-            return Err(errors::argument("wait_for.count", &wait.count.to_string(), &expected));
+            return Err(errors::argument("wait_for.count", wait.count, Rule::OthersAtMost { max: others }));
         }
         let timeout = match wait.timeout_ms {
             0 => WAIT_DEFAULT,
@@ -70,18 +70,16 @@ impl StoredRequirement {
         let readers = audience(header, rosters.at(header.roster_version).unwrap_or(newest));
         let reads = |member: &Member| member != api.me() && may_read(header, member, newest);
         let readers: BTreeSet<Member> = readers.into_iter().filter(reads).collect();
-        let mut faults = Faults::default();
+        let mut report = Report::default();
         for (member, n) in self.members.iter().filter(|(member, _)| !readers.contains(member)) {
             let listed = newest.member(member).is_some();
-            let expected =
-                if listed { "a member in the bulletin's audience" } else { "a member that the roster lists" };
-            faults.add(&format!("wait_for.members[{n}]"), member.as_str(), expected);
+            let rule = if listed { Rule::InAudience } else { Rule::ListedMember };
+            report.add(format_args!("wait_for.members[{n}]"), member, rule);
         }
         if self.count > readers.len() {
-            let expected = format!("at most the {} other members in the bulletin's audience", readers.len());
-            faults.add("wait_for.count", &self.count.to_string(), &expected);
+            report.add("wait_for.count", self.count, Rule::AudienceAtMost { max: readers.len() });
         }
-        faults.check()
+        errors::check(report)
     }
 
     fn reached(&self, holders: &BTreeMap<Member, u64>) -> bool {

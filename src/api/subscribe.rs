@@ -12,7 +12,6 @@ use barid_core::limits::{CURSOR_BYTES_MAX, ENVELOPE_BYTES_MAX};
 use barid_core::proto;
 use barid_core::proto::subscribe_response::Event;
 use barid_core::roster::RosterChain;
-use bytes::Bytes;
 use futures::stream::Stream;
 use prost::Message as _;
 use tokio::time::Instant;
@@ -20,7 +19,7 @@ use tonic::Status;
 
 use super::bulletin_state::Work;
 use super::caller::Caller;
-use super::cursor::{CursorBuilder, StreamStart};
+use super::cursor::{Cursor, CursorBuilder, StreamStart};
 use super::filter::Filter;
 use super::methods::SUBSCRIBE;
 use super::rate_limit::OpenStream;
@@ -31,8 +30,9 @@ use crate::budgets::Charge;
 use crate::calls::{Call, Responses};
 use crate::store::{Columns, Content, Entry, HeldBack, ReadError, Store};
 
-/// Messages buffered for a subscriber. One that has stopped reading costs no more than these.
-const WAITING_MAX: usize = 64;
+/// Messages buffered for a subscriber: one read, so that the next read runs while these are sent.
+/// A subscriber that has stopped reading costs no more than these.
+const WAITING_MAX: usize = READ_MAX.0;
 /// Encoded bytes of these messages. One envelope always fits.
 const WAITING_BYTES_MAX: u32 = 2 << 20;
 /// Entries and bytes of envelopes read from the store at once. They stay in memory while their
@@ -82,7 +82,7 @@ impl Api {
             caller,
             filter: Arc::new(filter),
             warnings,
-            cursor: reading.cursor.clone(),
+            cursor: reading.cursor,
             reading,
             name,
             finds_nothing: true,
@@ -130,7 +130,7 @@ impl Api {
         filter: &Filter,
         reading: &mut Reading,
         found: &mut Vec<Entry>,
-        cursors: &mut Vec<Bytes>,
+        cursors: &mut Vec<Cursor>,
     ) -> Result<EventPage, ReadError> {
         let (store, rosters) = (&**self.store(), self.rosters.load());
         let last = reading.next.saturating_add(POSITION_EVERY);
@@ -141,7 +141,7 @@ impl Api {
                     reading.next = damaged.offset + 1;
                     if self.is_requested(caller, filter, damaged.offset) {
                         reading.move_to(store, damaged.offset)?;
-                        event_page.events.push((Event::Damaged(damaged_of(*damaged)), reading.cursor.clone()));
+                        event_page.events.push((Event::Damaged(damaged_of(*damaged)), reading.cursor));
                     }
                     continue;
                 }
@@ -162,7 +162,7 @@ impl Api {
                     None => {
                         reading.move_to(store, offset)?;
                         found.push(entry);
-                        cursors.push(reading.cursor.clone());
+                        cursors.push(reading.cursor);
                     }
                     // The entry is sent once that roster arrives. Other entries do not wait for it.
                     Some(NotVisible::PendingRoster) => {
@@ -242,7 +242,7 @@ struct Reading {
     held: Option<HeldBack>,
     builder: CursorBuilder,
     /// The cursor for offset `at`: of the last match, or later.
-    cursor: Bytes,
+    cursor: Cursor,
     /// The offset that the cursor covers.
     at: u64,
 }
@@ -250,7 +250,7 @@ struct Reading {
 impl Reading {
     fn begin(store: &dyn Store, offset: u64, held: Option<HeldBack>) -> Result<Self, ReadError> {
         let mut builder = CursorBuilder::new(store);
-        let cursor = builder.at_or_unproven(store, offset, held)?.encode();
+        let cursor = builder.at_or_unproven(store, offset, held)?;
         Ok(Self { next: offset + 1, held, builder, cursor, at: offset })
     }
 
@@ -264,7 +264,7 @@ impl Reading {
     /// damaged, the previous cursor remains.
     fn move_to(&mut self, store: &dyn Store, offset: u64) -> Result<(), ReadError> {
         if let Some(cursor) = self.builder.at(store, offset, self.held)? {
-            self.cursor = cursor.encode();
+            self.cursor = cursor;
         }
         self.at = offset;
         Ok(())
@@ -285,7 +285,7 @@ impl Reading {
 #[derive(Default)]
 struct EventPage {
     /// Events, each with the cursor after it.
-    events: Vec<(Event, Bytes)>,
+    events: Vec<(Event, Cursor)>,
     /// Whether states and references of the bulletins were looked up completely.
     whole: bool,
 }
@@ -309,7 +309,7 @@ struct OpenSubscription {
     warnings: Vec<proto::FilterWarning>,
     reading: Reading,
     /// The cursor after the last event that was sent.
-    cursor: Bytes,
+    cursor: Cursor,
     /// Its name, if it is a named subscription.
     name: Option<Named>,
     /// Whether the last read found nothing for it, or nothing was read yet. A stream that scans
@@ -375,17 +375,17 @@ impl OpenSubscription {
                 return Ok(());
             }
             let rules = self.api.access.load_full();
-            let mut reading = self.reading.clone();
-            let live = behind <= LIVE_MAX;
+            let mut live = (behind <= LIVE_MAX).then(|| self.reading.clone());
             // The newest entries are in memory for all subscribers. A read for one subscriber is
             // charged before it begins.
             let mut charge = None;
-            let at_once = live.then(|| self.api.event_page(&self.caller, &self.filter, &mut reading, Work::NONE));
+            let at_once =
+                live.as_mut().map(|reading| self.api.event_page(&self.caller, &self.filter, reading, Work::NONE));
             let at_once =
                 at_once.transpose().map_err(|error| errors::read(&error))?.filter(|event_page| event_page.whole);
             let EventPage { events, whole: _ } = match at_once {
                 Some(event_page) => {
-                    self.reading = reading;
+                    self.reading = live.unwrap_or_else(|| self.reading.clone());
                     event_page
                 }
                 None => {
@@ -413,7 +413,7 @@ impl OpenSubscription {
                 if !Arc::ptr_eq(&rules, &self.api.access.load()) {
                     let next = offset_of(&event).unwrap_or(self.reading.next);
                     self.reading.held = self.reading.held.filter(|held| held.from < next);
-                    (self.reading.next, self.reading.cursor) = (next, self.cursor.clone());
+                    (self.reading.next, self.reading.cursor) = (next, self.cursor);
                     self.api.renew(&mut self.caller, &SUBSCRIBE)?;
                     continue 'reading;
                 }
@@ -421,7 +421,7 @@ impl OpenSubscription {
                 let charged = charge.as_mut().map(|charge| charge.split(bytes_of(&event)));
                 self.send(event, "", charged).await?;
             }
-            self.cursor = self.reading.cursor.clone();
+            self.cursor = self.reading.cursor;
             if empty && self.reading.next < self.api.store().end_offset() {
                 self.position().await?;
                 self.api.renew(&mut self.caller, &SUBSCRIBE)?;
@@ -463,7 +463,7 @@ impl OpenSubscription {
         reading.held = held.filter(|held| held.from < reading.next);
         let moved = move |api: &Api| reading.move_to(&**api.store(), reading.next - 1).map(|()| reading);
         self.reading = self.api.reading(moved).await?;
-        self.cursor = self.reading.cursor.clone();
+        self.cursor = self.reading.cursor;
         Ok(())
     }
 
@@ -473,13 +473,13 @@ impl OpenSubscription {
             let mut reading = self.reading.clone();
             let moved = move |api: &Api| reading.catch_up(&**api.store()).map(|()| reading);
             self.reading = self.api.reading(moved).await?;
-            self.cursor = self.reading.cursor.clone();
+            self.cursor = self.reading.cursor;
         }
         self.send(Event::Position(self.reading.next - 1), "", None).await
     }
 
     async fn send(&mut self, event: Event, outcome: &str, charged: Option<Charge>) -> Result<(), End> {
-        let (cursor, subscription) = (self.cursor.clone(), outcome.to_owned());
+        let (cursor, subscription) = (self.cursor.encode(), outcome.to_owned());
         let warnings = std::mem::take(&mut self.warnings);
         let response = proto::SubscribeResponse { event: Some(event), cursor, subscription, warnings };
         let sent = self.responses.send(Ok(response), charged).await;

@@ -9,6 +9,8 @@
 
 use std::time::Duration;
 
+use barid_core::bulletin::Rule;
+use barid_core::bulletin::field::Report;
 use barid_core::bulletin::times::Time;
 use barid_core::limits::MESSAGE_BYTES_MAX;
 use barid_core::proto;
@@ -19,8 +21,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::caller::Caller;
-use super::cursor::{self, Cursor, StreamStart};
-use super::errors::Faults;
+use super::cursor::{Cursor, StreamStart};
 use super::filter::{self, Filter};
 use super::methods::{DELETE_SUBSCRIPTION, SUBSCRIBE};
 use super::{Api, errors};
@@ -90,47 +91,41 @@ impl Opening {
     /// Parses and validates a request.
     pub(super) fn read(caller: &Caller, request: proto::SubscribeRequest) -> Result<Self, Status> {
         let proto::SubscribeRequest { filter, start, cursor, begin, replace_filter } = request;
-        let mut faults = Faults::default();
-        let filter = Filter::read(filter, &mut faults);
+        let mut report = Report::default();
+        let filter = Filter::read(filter, &mut report);
         let (mut name, mut begins) = (None, Vec::new());
         match start {
             None => {}
             Some(Start::After(0)) => begins.push(Begin::Beginning),
-            Some(Start::After(offset)) => {
-                faults.add(
-                    "after",
-                    &offset.to_string(),
-                    "0; an offset alone does not identify the state of the store: give a cursor",
-                );
-            }
-            Some(Start::Subscription(text)) => name = key(caller, &text, &mut faults),
+            Some(Start::After(offset)) => report.add("after", offset, Rule::CursorNotOffset),
+            Some(Start::Subscription(text)) => name = key(caller, &text, &mut report),
         }
         if !cursor.is_empty() {
             match Cursor::decode(&cursor) {
                 Some(cursor) => begins.push(Begin::At(cursor)),
-                None => faults.add("cursor", &hex::encode(&cursor), cursor::EXPECTED),
+                None => report.add("cursor", hex::encode(&cursor), Rule::Cursor),
             }
         }
         match begin.as_str() {
             "" => {}
-            _ if !begins.is_empty() => faults.add("begin", &begin, "empty beside `cursor` or `after`"),
+            _ if !begins.is_empty() => report.add("begin", &begin, Rule::OneStart),
             "now" => begins.push(Begin::Now),
             "beginning" => begins.push(Begin::Beginning),
-            other => faults.add("begin", other, "`now` or `beginning`"),
+            other => report.add("begin", other, Rule::OneOf { values: "now, beginning".to_owned() }),
         }
         if begins.len() > 1 {
-            faults.add("cursor", &hex::encode(&cursor), "empty beside `after`");
+            report.add("cursor", hex::encode(&cursor), Rule::OneStart);
         }
-        faults.check()?;
+        errors::check(report)?;
         Ok(Self { filter, name, begin: begins.pop(), replace_filter })
     }
 }
 
 /// Returns the key of a caller's subscription.
-fn key(caller: &Caller, name: &str, faults: &mut Faults) -> Option<String> {
+fn key(caller: &Caller, name: &str, report: &mut Report) -> Option<String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
-        faults.add("subscription", name, "1 to 64 letters, digits, `-`, `_` or `.`");
+        report.add("subscription", name, Rule::SubscriptionName { max: NAME_BYTES_MAX });
         return None;
     }
     Some(format!("{}/{name}", caller.path))
@@ -173,11 +168,7 @@ impl Api {
                     return Err(errors::filter_differs(&filter::describe(recorded), &filter::describe(&filter)));
                 }
                 (true, None) => {
-                    return Err(errors::argument(
-                        "begin",
-                        "",
-                        "`now` or `beginning`, or a cursor: a changed filter needs a new start",
-                    ));
+                    return Err(errors::argument("begin", "", Rule::NewStart));
                 }
                 (true, Some(begin)) => begin,
             };
@@ -322,24 +313,20 @@ impl Api {
         request: proto::AcknowledgeRequest,
     ) -> Result<(), Status> {
         let proto::AcknowledgeRequest { subscription, offset, cursor } = request;
-        let mut faults = Faults::default();
-        let key = key(caller, &subscription, &mut faults);
+        let mut report = Report::default();
+        let key = key(caller, &subscription, &mut report);
         if offset != 0 {
-            faults.add(
-                "offset",
-                &offset.to_string(),
-                "absent; an offset alone does not identify the state of the store: give a cursor",
-            );
+            report.add("offset", offset, Rule::CursorNotOffset);
         }
         let cursor = match Cursor::decode(&cursor) {
             Some(cursor) => Some(cursor),
             None if offset != 0 => None,
             None => {
-                faults.add("cursor", &hex::encode(&cursor), cursor::EXPECTED);
+                report.add("cursor", hex::encode(&cursor), Rule::Cursor);
                 None
             }
         };
-        faults.check()?;
+        errors::check(report)?;
         let (Some(key), Some(cursor)) = (key, cursor) else { return Err(errors::defect()) };
         // The pause comes before the lookup of the recorded offset, because a concurrent call may
         // acknowledge during it.
@@ -363,11 +350,11 @@ impl Api {
         request: proto::ListSubscriptionsRequest,
     ) -> Result<proto::ListSubscriptionsResponse, Status> {
         let proto::ListSubscriptionsRequest { page_size, page_token } = request;
-        let mut faults = Faults::default();
+        let mut report = Report::default();
         let prefix = format!("{}/", caller.path);
-        let after = if page_token.is_empty() { Some(prefix.clone()) } else { key(caller, &page_token, &mut faults) };
+        let after = if page_token.is_empty() { Some(prefix.clone()) } else { key(caller, &page_token, &mut report) };
         if after.is_none() {
-            return Err(errors::argument("page_token", &page_token, "the next_page_token of a previous page"));
+            return Err(errors::argument("page_token", &page_token, Rule::PageToken));
         }
         let page_max = if page_size == 0 { PAGE_MAX } else { (page_size as usize).min(PAGE_MAX) };
         let newest_offset = self.store().end_offset() - 1;
@@ -405,9 +392,9 @@ impl Api {
         caller: &Caller,
         request: proto::DeleteSubscriptionRequest,
     ) -> Result<(), Status> {
-        let mut faults = Faults::default();
-        let key = key(caller, &request.subscription, &mut faults);
-        faults.check()?;
+        let mut report = Report::default();
+        let key = key(caller, &request.subscription, &mut report);
+        errors::check(report)?;
         let key = key.ok_or_else(errors::defect)?;
         let _turn = self.naming.lock().await;
         if self.store().subscription(&key).is_none() {

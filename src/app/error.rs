@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use barid_core::roster::ChainError;
 
-use crate::access::AccessError;
 use crate::committer::{CommitFailure, StartError};
+use crate::files::FileError;
 use crate::store::{OpenError, ReadError};
 use crate::transport::CrlError;
 
@@ -83,7 +83,7 @@ pub enum AppError {
     Start(#[from] StartError),
     /// The access rules could not be read.
     #[error("the access rules cannot be used")]
-    Access(#[from] AccessError),
+    Access(#[from] FileError),
     /// Certificates could not be used.
     #[error("the certificates cannot be used: {0}")]
     Transport(String),

@@ -16,7 +16,7 @@ mod service;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub use serve::serve;
 pub use service::Calls;
 
 /// Domain of `ErrorInfo`.
-const DOMAIN: &str = "barid";
+pub(crate) const DOMAIN: &str = "barid";
 /// Retry delay of a caller over its budget. Its charges are released when its calls end.
 const BUDGET_RETRY: Duration = Duration::from_secs(1);
 /// Longest wait of a call for room in the response budget, before it is denied. Some pages are
@@ -188,12 +188,27 @@ impl Call {
 /// Status of a caller over one of its budgets.
 #[must_use]
 pub fn over_budget(error: &crate::budgets::OverBudget) -> Status {
-    let mut details = ErrorDetails::with_error_info("BUDGET", DOMAIN, [("budget".to_owned(), error.budget.to_owned())]);
-    details.set_retry_info(Some(BUDGET_RETRY));
-    Status::with_error_details(Code::ResourceExhausted, error.to_string(), details)
+    let info = [("budget".to_owned(), error.budget.to_owned())];
+    status_with_reason(Code::ResourceExhausted, error.to_string(), "BUDGET", info, Some(BUDGET_RETRY))
 }
 
 /// Status of a call whose time has run out.
 fn deadline_exceeded(reason: &str, message: impl Into<String>) -> Status {
-    Status::with_error_details(Code::DeadlineExceeded, message, ErrorDetails::with_error_info(reason, DOMAIN, []))
+    status_with_reason(Code::DeadlineExceeded, message, reason, [], None)
+}
+
+/// Builds a status with its reason and `info` for programs, and the delay before a retry if there
+/// is one.
+pub(crate) fn status_with_reason(
+    code: Code,
+    message: impl Into<String>,
+    reason: &str,
+    info: impl Into<HashMap<String, String>>,
+    retry_delay: Option<Duration>,
+) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, info);
+    if retry_delay.is_some() {
+        details.set_retry_info(retry_delay);
+    }
+    Status::with_error_details(code, message, details)
 }

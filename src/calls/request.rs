@@ -14,10 +14,9 @@ use futures::future::BoxFuture;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::BoxError;
 
-use super::{Call, DOMAIN, deadline_exceeded, over_budget};
+use super::{Call, deadline_exceeded, over_budget, status_with_reason};
 use crate::budgets::Charge;
 
 /// Longest pause within a message.
@@ -128,9 +127,8 @@ impl<B> RequestBody<B> {
 }
 
 fn too_large(found: usize, max: usize) -> Status {
-    let details = ErrorDetails::with_error_info("MESSAGE_TOO_LARGE", DOMAIN, []);
     let message = format!("the message is too large: it has {found} bytes, at most {max} are accepted");
-    Status::with_error_details(Code::ResourceExhausted, message, details)
+    status_with_reason(Code::ResourceExhausted, message, "MESSAGE_TOO_LARGE", [], None)
 }
 
 impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for RequestBody<B> {

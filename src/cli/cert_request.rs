@@ -3,7 +3,7 @@
 //!
 //! In scope: the key in a file that only its owner can read, and a PKCS #10 request (RFC 2986) with
 //! the SPIFFE ID and host names. Out of scope: signing the request, which an authority does with
-//! its own tools (docs/operator.md has a recipe). The command needs no node and no network: run it
+//! its own tools (docs/tutorial.md has a recipe). The command needs no node and no network: run it
 //! on the machine where the key stays.
 
 use std::fs::OpenOptions;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use barid_core::bulletin::{FieldError, Rule};
+use barid_core::bulletin::FieldError;
 use fluent_bundle::FluentArgs;
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
 use serde_json::json;
@@ -43,45 +43,49 @@ pub enum Exit {
     Equivocation = 14,
 }
 
-/// One field that a node rejected.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One field at fault.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Field {
     /// Path: `header.handling.tlp`.
     pub field: String,
-    /// The value found and the value expected, in English.
+    /// The value found and what was expected, in English.
     pub description: String,
-    /// Code of the rule that the field breaks; empty if the node sends none.
+    /// The value found; empty if the field is missing.
+    pub found: String,
+    /// Code of the rule that the field breaks; empty if it breaks none of
+    /// [`Rule`](barid_core::bulletin::Rule).
     pub rule: String,
     /// Values for the placeholders of the rule's text.
     pub values: Vec<String>,
 }
 
 impl Field {
+    /// Creates a field at fault with a description in English alone.
+    pub(super) fn new(field: &str, description: String) -> Self {
+        Self { field: field.to_owned(), description, ..Self::default() }
+    }
+
     /// Converts a field error found by this program itself.
     pub(super) fn of(error: &FieldError) -> Self {
-        let rule = Rule::of(&error.expected);
-        let (rule, values) = rule.map_or_else(Default::default, |rule| (rule.code.to_owned(), rule.values));
-        let description = format!("`{}` is not {}", error.found, error.expected);
-        Self { field: error.field.clone(), description, rule, values }
+        let (rule, values) = (error.rule.code().to_owned(), error.rule.values());
+        Self { found: error.found.clone(), rule, values, ..Self::new(&error.field, error.description()) }
     }
 
     /// Returns the found and expected values in the reader's language, or in English if the
-    /// catalogue lacks the rule.
+    /// catalogue lacks the rule. The English catalogue has none: the description is the text.
     pub(super) fn localize(&self, messages: &Messages) -> String {
         let mut args = FluentArgs::new();
         for (place, value) in (1..).zip(&self.values) {
-            args.set(format!("v{place}"), value.arg());
+            let term = messages.find(&format!("rule-value-{}", value.replace(' ', "-")), None);
+            args.set(format!("v{place}"), term.as_ref().unwrap_or(value).arg());
         }
-        let known = Some(&self.rule).filter(|rule| !rule.is_empty());
-        let expected = known.and_then(|rule| messages.find(&format!("rule-{rule}"), Some(&args)));
-        let (found, expected) = match (self.description.rsplit_once("` is not "), expected) {
-            (Some((found, _)), Some(expected)) => (found.strip_prefix('`').unwrap_or(found), expected),
-            _ => return messages.value(&self.description),
+        let Some(expected) = messages.find(&format!("rule-{}", self.rule), Some(&args)) else {
+            return messages.value(&self.description);
         };
         let mut args = FluentArgs::new();
         args.set("expected", fluent_bundle::FluentValue::from(expected));
-        args.set("found", found.arg());
-        messages.with(if found.is_empty() { "field-missing" } else { "field-broken" }, &args)
+        args.set("found", self.found.as_str().arg());
+        messages.with(if self.found.is_empty() { "rule-missing" } else { "rule-broken" }, &args)
     }
 }
 
@@ -240,7 +244,7 @@ impl Failure {
         let details = status.get_error_details();
         let mut cause = status.message().to_owned();
         // With field violations, the metadata holds the rules, which are shown with the fields.
-        let rules = details.error_info().map(|info| &info.metadata);
+        let metadata = |key: &str| details.error_info()?.metadata.get(key).cloned();
         if let Some(info) = details.error_info().filter(|_| details.bad_request().is_none()) {
             let mut metadata: Vec<String> = info.metadata.iter().map(|(k, v)| format!("{k}={v}")).collect();
             metadata.sort();
@@ -257,8 +261,9 @@ impl Failure {
             .map(|(n, violation)| Field {
                 field: violation.field.clone(),
                 description: violation.description.clone(),
-                rule: rules.and_then(|rules| rules.get(&format!("rule-{n}"))).cloned().unwrap_or_default(),
-                values: (1..).map_while(|place| rules?.get(&format!("rule-{n}-{place}")).cloned()).collect(),
+                found: metadata(&format!("found-{n}")).unwrap_or_default(),
+                rule: metadata(&format!("rule-{n}")).unwrap_or_default(),
+                values: (1..).map_while(|place| metadata(&format!("rule-{n}-{place}"))).collect(),
             })
             .collect();
         let retry = details.retry_info().and_then(|info| info.retry_delay);
@@ -457,6 +462,7 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 mod tests {
     use std::time::Duration;
 
+    use barid_core::bulletin::Rule;
     use tonic_types::ErrorDetails;
 
     use super::*;
@@ -465,7 +471,7 @@ mod tests {
     #[test]
     fn rejected_draft_lists_every_field_localized() {
         let mut details = ErrorDetails::new();
-        details.add_bad_request_violation("header.topic", "`x` is not a topic");
+        details.add_bad_request_violation("header.topic", "`x`: expected a topic");
         details.add_bad_request_violation("body.texts", "one is needed");
         details.set_retry_info(Some(Duration::from_millis(1500)));
         let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, "rejected", details);
@@ -474,7 +480,7 @@ mod tests {
         assert_eq!(failure.retry_after_ms(), Some(1500));
         for lang in Lang::ALL {
             let text = failure.lines(&Messages::new(lang), &Output::plain()).join("\n");
-            for part in ["header.topic", "`x` is not a topic", "body.texts", "one is needed"] {
+            for part in ["header.topic", "`x`: expected a topic", "body.texts", "one is needed"] {
                 assert!(text.contains(part), "{lang:?}: {text}");
             }
         }
@@ -483,13 +489,11 @@ mod tests {
     #[test]
     fn field_expectation_is_localized() {
         let mut details = ErrorDetails::new();
-        details.add_bad_request_violation("header.incidents", "`90 items` is not at most 20 items");
-        details.add_bad_request_violation(
-            "body.texts",
-            "`` is not at least one text: `ar`, `fr`, `en` or another language",
-        );
-        let rules = [("rule-0", "items-at-most"), ("rule-0-1", "20"), ("rule-1", "text-needed")];
-        details.set_error_info("FIELDS", "barid", rules.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        details.add_bad_request_violation("header.incidents", "`90 items`: expected at most 20 items");
+        details.add_bad_request_violation("body.texts", "missing: expected at least one text");
+        let metadata =
+            [("rule-0", "items-at-most"), ("rule-0-1", "20"), ("found-0", "90 items"), ("rule-1", "text-needed")];
+        details.set_error_info("FIELDS", "barid", metadata.map(|(key, value)| (key.to_owned(), value.to_owned())));
         let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, "rejected", details);
         let failure = Failure::from_status(&status);
         let text = failure.lines(&Messages::new(Lang::Fr), &Output::plain()).join("\n");
@@ -497,21 +501,31 @@ mod tests {
         assert!(text.contains("body.texts il manque : au moins un texte"), "{text}");
         let text = failure.lines(&Messages::new(Lang::Ar), &Output::plain()).join("\n");
         assert!(text.contains("على الأكثر") && !text.contains("at most"), "{text}");
+        let text = failure.lines(&Messages::new(Lang::En), &Output::plain()).join("\n");
+        assert!(text.contains("header.incidents `90 items`: expected at most 20 items"), "{text}");
     }
 
     #[test]
     fn every_rule_is_localized_with_its_values() {
-        for (code, text) in barid_core::bulletin::rules::RULES {
-            let values: Vec<String> = (1..=text.matches("{}").count()).map(|n| format!("value{n}")).collect();
-            let description = format!("`found` is not {text}");
-            let field = Field { field: String::new(), description, rule: (*code).to_owned(), values };
-            for lang in Lang::ALL {
+        for (code, text) in Rule::TEXTS {
+            let values: Vec<String> = (1..=text.matches('{').count()).map(|n| format!("value{n}")).collect();
+            let (found, rule) = ("found".to_owned(), (*code).to_owned());
+            let field = Field { found, rule, values, ..Field::new("header", "English".to_owned()) };
+            for lang in [Lang::Ar, Lang::Fr] {
                 let localized = field.localize(&Messages::new(lang));
                 let whole =
                     field.values.iter().all(|value| localized.contains(value.as_str())) && localized.contains("found");
-                assert!(whole && !localized.contains("{}"), "{lang:?} {code}: {localized}");
+                assert!(whole && !localized.contains("English"), "{lang:?} {code}: {localized}");
             }
         }
+        let rule = Rule::ZoneCheckDigit { digit: '2', part: "date of birth", place: 7 };
+        let field = Field::of(&FieldError::new("mrz[0]", "", rule));
+        let localized = field.localize(&Messages::new(Lang::Fr));
+        assert_eq!(localized, "il manque : le chiffre de contrôle 2 (date de naissance) à la position 7");
+        assert_eq!(
+            field.localize(&Messages::new(Lang::En)),
+            "missing: expected check digit 2 of the date of birth at position 7"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Rejects leap seconds in drafts. RFC 3339 can express them, protobuf timestamps cannot. They are
 //! reported and not silently moved, because a bulletin's times are signed.
 
+use barid_core::bulletin::{FieldError, Rule};
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -10,9 +11,6 @@ use super::failure::{Failure, Field};
 /// Byte range of the seconds in `2016-12-31T23:59:60Z`, with the colon before them.
 const SECONDS: std::ops::Range<usize> = 16..19;
 const LEAP: &str = ":60";
-/// Rule code in the catalogues.
-const RULE: &str = "leap-second";
-const EXPECTED: &str = "a time without a leap second: write second 59, or second 0 of the next minute";
 
 /// Checks a draft for leap seconds.
 ///
@@ -43,12 +41,9 @@ fn find(value: &Value, path: &str, found: &mut Vec<Field>) {
                 find(item, &format!("{path}[{n}]"), found);
             }
         }
-        Value::String(text) if is_leap_second(text) => found.push(Field {
-            field: path.to_owned(),
-            description: format!("`{text}` is not {EXPECTED}"),
-            rule: RULE.to_owned(),
-            values: Vec::new(),
-        }),
+        Value::String(text) if is_leap_second(text) => {
+            found.push(Field::of(&FieldError::new(path, text, Rule::LeapSecond)));
+        }
         _ => {}
     }
 }

@@ -181,7 +181,7 @@ fn parse(name: &str, text: &str) -> Result<proto::Draft, Failure> {
             let place = format!(" at line {} column {}", error.line(), error.column());
             let message = error.to_string();
             let description = message.strip_suffix(&place).unwrap_or(&message).to_owned();
-            failure.fields(vec![Field { field, description, rule: String::new(), values: Vec::new() }])
+            failure.fields(vec![Field::new(&field, description)])
         },
     )
 }

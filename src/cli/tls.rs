@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use barid_core::certificate::{self, Purpose, Unfit};
 use hyper_util::rt::TokioIo;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
@@ -35,6 +35,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Failure, Profile};
 use crate::files::{self, Guard};
+use crate::transport::Verified;
 
 /// Longest time for TCP and the handshake together, in calls that are retried.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -299,22 +300,12 @@ impl ServerCertVerifier for NodeVerifier {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Verified {
         Err(PeerIncompatible::Tls12NotOffered.into())
     }
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    fn verify_tls13_signature(&self, text: &[u8], by: &CertificateDer<'_>, sig: &DigitallySignedStruct) -> Verified {
+        verify_tls13_signature(text, by, sig, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -359,24 +359,9 @@ impl Committer {
         self.submit(group, permit.map_err(|_| CommitFailure::Overloaded)?).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::publish`], but returns at once. Groups are committed in order, urgent ones first.
-    ///
-    /// # Errors
-    /// As [`Self::publish`].
-    pub fn try_submit_publish(
-        &self,
-        group: Vec<ValidBulletin>,
-    ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
-        let permit = Arc::clone(self.slots(&group)).try_acquire_many_owned(permits_of(group.len()));
-        let (reply, response) = oneshot::channel();
-        let permit = permit.map_err(|_| CommitFailure::Overloaded)?;
-        self.work.send(Work::Publish(group, reply, permit)).map_err(|_| self.stopped())?;
-        Ok(response)
-    }
-
-    /// As [`Self::try_submit_publish`], but waits for a slot in the queue, in the order of the
-    /// calls, and for the commit if it is inline. For callers that can apply back-pressure.
-    /// Dropping the future gives up the slot or the reply.
+    /// As [`Self::publish`], but returns when queued, or durable if inline; waits for a slot in the
+    /// queue, in the order of the calls. Groups are committed in order, urgent ones first. For
+    /// callers that can apply back-pressure. Dropping the future gives up the slot or the reply.
     ///
     /// # Errors
     /// As [`Self::publish`], but never [`CommitFailure::Overloaded`] for a full queue.

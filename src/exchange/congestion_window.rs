@@ -97,7 +97,6 @@ mod tests {
             let bytes: usize = in_flight.iter().map(|(bytes, ..)| bytes).sum();
             if congestion_window.has_room(bytes) {
                 let bytes = congestion_window.batch_bytes(1 << 20);
-                #[allow(clippy::cast_precision_loss, reason = "small")]
                 let transmit_seconds = bytes as f64 / bytes_per_second;
                 line_free_at = line_free_at.max(now) + transmit_seconds;
                 in_flight.push_back((bytes, now, line_free_at + rtt));

@@ -90,7 +90,6 @@ impl Accepted {
             0 => bytes,
             added => bytes.saturating_sub(added.saturating_mul(FREE_BYTES_PER_ENTRY).saturating_add(FREE_BYTES)),
         };
-        #[allow(clippy::cast_precision_loss, reason = "a note is small")]
         let charged = budgets.bytes.take(&owner(&note.holder), CUSTODY_BYTES.rate, charged as f64, Instant::now());
         if charged.is_err() {
             return Ok(Verdict::OverBudget);

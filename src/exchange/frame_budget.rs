@@ -35,7 +35,6 @@ pub(crate) struct FrameBudgets {
 impl FrameBudgets {
     /// Charges `units`, and waits if the budget is exceeded.
     pub(crate) async fn charge(&self, member: &Member, units: u64) {
-        #[allow(clippy::cast_precision_loss, reason = "a frame's price is small")]
         let wait = self.limiter.spend(&owner(member), PEER_WORK.rate, units as f64, Instant::now());
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;

@@ -266,12 +266,6 @@ impl Exchange {
         &self.shared.audit_limiter
     }
 
-    /// Returns the member at which a feed is followed in place of its owner, if any.
-    #[must_use]
-    pub fn upstream_of(&self, feed: &FeedId) -> Option<Member> {
-        self.shared.upstreams.at(feed)
-    }
-
     /// Returns the index up to which the owner of a feed has been asked for missing content under
     /// the newest roster. Content before it that the owner did not serve is not for this member.
     #[must_use]

@@ -47,6 +47,7 @@ impl Default for Upstreams {
     }
 }
 
+#[cfg(test)]
 impl Upstreams {
     /// Returns the member at which a feed is followed in place of its owner.
     pub(crate) fn at(&self, feed: &FeedId) -> Option<Member> {

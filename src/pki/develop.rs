@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use barid_core::bulletin::vocabulary::Tlp;
 use barid_core::feed::note::{Algorithm, Note, SigningKey};
-use barid_core::ids::{ExchangeName, FeedId, Member};
+use barid_core::ids::{ExchangeName, Member};
 use barid_core::limits::ROSTER_BYTES_MAX;
 use barid_core::roster::text::{GovernorsText, KeyText, MemberText, NamesText, RosterText};
 use barid_core::roster::{MemberKind, Roster};
@@ -359,12 +359,6 @@ fn known_names(code: &Member) -> Option<NamesText> {
         _ => return None,
     };
     Some(NamesText { ar: ar.into(), fr: fr.into(), en: en.into() })
-}
-
-/// Returns the name of a member's feed in its first epoch.
-#[must_use]
-pub fn first_feed(code: &Member, exchange: &ExchangeName) -> FeedId {
-    FeedId::new(code.clone(), exchange.clone(), 1)
 }
 
 fn signing_key(name: &str, algorithm: Algorithm) -> Result<SigningKey, PkiError> {

@@ -71,8 +71,8 @@ pub fn run(dir: &Path, options: &BenchOptions, out: &mut dyn Write) -> Result<()
     reads(&store, &feed, out)?;
     let size = generator.next;
     let bytes = store.disk_bytes();
-    metric(out, "store.disk.log", per(bytes.log, size), "bytes/entry")?;
-    metric(out, "store.disk.index", per(bytes.index_db, size), "bytes/entry")?;
+    metric(out, "store.disk.log", per(bytes.log as f64, size), "bytes/entry")?;
+    metric(out, "store.disk.index", per(bytes.index_db as f64, size), "bytes/entry")?;
     let started = Instant::now();
     drop(store);
     metric(out, "store.close", ms(started.elapsed()), "ms")?;
@@ -117,7 +117,7 @@ fn batch_commits(
     metric(out, "store.group_1024.commit.p99", ms(percentile(&mut times, 99)), "ms")?;
     metric(out, "store.group_1024.applied.rate", rate(made, applied), "entries/s")?;
     metric(out, "store.find_new_id", micros(find_time) / made as f64, "us")?;
-    metric(out, "store.resident", resident_mib(), "MiB")
+    metric(out, "store.resident", status_mib(std::process::id(), "VmRSS:"), "MiB")
 }
 
 fn one_entry_commits(
@@ -165,7 +165,7 @@ fn reads(store: &DiskStore, feed: &FeedId, out: &mut dyn Write) -> Result<(), Be
         }
     }
     metric(out, "store.find_old_id", micros(started.elapsed()) / held.len().max(1) as f64, "us")?;
-    metric(out, "store.resident_after_reading", resident_mib(), "MiB")
+    metric(out, "store.resident_after_reading", status_mib(std::process::id(), "VmRSS:"), "MiB")
 }
 
 fn log_only(
@@ -285,7 +285,7 @@ impl EntryGenerator {
 }
 
 /// Incompressible bits from a number: splitmix64.
-fn mixed(number: u64) -> u64 {
+pub(crate) fn mixed(number: u64) -> u64 {
     let mut mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -297,15 +297,18 @@ fn metric(out: &mut dyn Write, name: &str, value: f64, unit: &str) -> Result<(),
     Ok(writeln!(out, "{name} {value:.digits$} {unit}")?)
 }
 
-fn rate(count: u64, spent: Duration) -> f64 {
+/// Returns a rate per second.
+pub(crate) fn rate(count: u64, spent: Duration) -> f64 {
     count as f64 / spent.as_secs_f64().max(1e-9)
 }
 
-fn per(total: u64, count: u64) -> f64 {
-    total as f64 / count.max(1) as f64
+/// Returns the average per item.
+pub(crate) fn per(total: f64, count: u64) -> f64 {
+    total / count.max(1) as f64
 }
 
-fn ms(spent: Duration) -> f64 {
+/// Converts a duration to milliseconds.
+pub(crate) fn ms(spent: Duration) -> f64 {
     spent.as_secs_f64() * 1e3
 }
 
@@ -313,15 +316,17 @@ fn micros(spent: Duration) -> f64 {
     spent.as_secs_f64() * 1e6
 }
 
-fn percentile(times: &mut [Duration], percent: usize) -> Duration {
+/// Returns the smallest time that `percent` of all times do not exceed, or zero if there are none.
+/// Sorts `times`.
+pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
     times.sort_unstable();
     times.get(times.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default()
 }
 
-/// Returns the resident memory of this process in MiB; 0 if unknown.
-fn resident_mib() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+/// Returns a field of a process's status in MiB; 0 if it cannot be read.
+pub(crate) fn status_mib(pid: u32, name: &str) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 

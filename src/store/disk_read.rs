@@ -13,24 +13,27 @@ use barid_core::feed::tree::NodeId;
 use barid_core::ids::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::limits::CUSTODY_RANGES_MAX;
 use barid_core::ranges::RangeSet;
-use bytes::Bytes;
 
 use super::disk::DiskStore;
 use super::index_db::backfills;
 use super::keys::{BackfillRef, EntryRun, FeedNumber, NoteRef};
 use super::load::{self, dangling};
-use super::log::{AppendRecord, Position, Record, Slot};
+use super::log::{Position, Record, RecordEntries, Slot};
 use super::tail_cache::EntryPage;
 use super::tree_cache::TileId;
 use super::validate::CustodyOrder;
 use super::{
-    ChainLink, Columns, Commit, Content, CustodyRecord, DamagedEntry, Entry, PriorityEntry, ReadError, Store, validate,
+    ChainLink, Columns, Commit, Content, CustodyRecord, DamagedEntry, Entry, NewEntry, PriorityEntry, ReadError, Store,
+    validate,
 };
 use crate::telemetry::alarms::Alarm;
 
 /// Ranges examined to count what a custody note adds: those of the longest note, and as many gaps.
 /// Entries beyond are not counted.
 const CUSTODY_GAIN_STEPS_MAX: usize = 4 * CUSTODY_RANGES_MAX;
+
+/// Entries with their slots in a record.
+type SlotEntries = Vec<(u64, NewEntry)>;
 
 impl DiskStore {
     /// Returns where the content of these ascending entries is if it was backfilled or came ahead
@@ -279,7 +282,7 @@ impl DiskStore {
                 let append = record.appends.get(entry_run.at.place as usize)?;
                 append.slots.get(usize::try_from(index.checked_sub(entry_run.first)?).ok()?)
             });
-            let slot = slot.ok_or_else(|| dangling("entry"))?;
+            let (_, slot) = slot.ok_or_else(|| dangling("entry"))?;
             missing.push(slot.undisclosed.and_then(|reason| if_undisclosed(slot.digest, reason)));
         }
         Ok(missing)
@@ -351,13 +354,7 @@ impl DiskStore {
         if held.digest != entry.digest {
             return if recorded.priority_proof.is_some() { Ok(None) } else { Err(dangling("backfill")) };
         }
-        let (read, damage) = self.read_whole(
-            position,
-            &record,
-            slot..slot + 1,
-            |slots| recorded.bytes(slots),
-            |slots, body, start| recorded.entries(slots, body, start),
-        )?;
+        let (read, damage) = self.read_whole(position, &record, recorded, slot..slot + 1)?;
         if let Some(what) = damage {
             return Err(damaged_entry(held, &entry.feed, entry.index, what));
         }
@@ -374,9 +371,10 @@ impl DiskStore {
         page: &mut EntryPage,
     ) -> Result<bool, ReadError> {
         let record = self.log.record(entry_run.at.position)?;
-        let append = record.appends.get(entry_run.at.place as usize).filter(|recorded| recorded.append.feed == *feed);
-        let append =
-            append.filter(|recorded| recorded.append.first == entry_run.first).ok_or_else(|| dangling("entry"))?;
+        let append = record.appends.get(entry_run.at.place as usize).filter(|recorded| recorded.feed == *feed);
+        let begins = |(first, _): &(u64, Slot)| *first == entry_run.first;
+        let append = append.filter(|recorded| recorded.slots.first().is_some_and(begins));
+        let append = append.ok_or_else(|| dangling("entry"))?;
         let start = usize::try_from(from - entry_run.first).map_err(|_| dangling("entry"))?;
         self.read_slots(entry_run.at.position, &record, append, start, page, false)
     }
@@ -402,34 +400,11 @@ impl DiskStore {
             return Err(dangling("offset"));
         }
         page.add_link(record.first_offset..record.end_offset, record.hash);
-        for append in &record.appends {
-            let start = append
-                .slots
-                .partition_point(|slot| slot.offset < from || (slot.offset == from && slot.undisclosed.is_some()));
-            if !self.read_slots(entry_run.at.position, &record, append, start, page, true)? {
-                return Ok(false);
-            }
-        }
-        for backfill in &record.backfills {
-            let start = backfill.slots.partition_point(|(_, slot)| slot.offset < from);
-            let slots = backfill.slots.get(start..).unwrap_or_default();
-            let wanted = page.count_fitting(slots.iter().map(|(_, slot)| slot.len));
-            let (entries, damage) = self.read_whole(
-                entry_run.at.position,
-                &record,
-                start..start + wanted,
-                |slots| backfill.bytes(slots),
-                |slots, body, start| backfill.entries(slots, body, start),
-            )?;
-            for ((index, entry), (_, slot)) in entries.iter().zip(slots) {
-                if !page.push(&backfill.feed, *index, entry, slot.offset) {
-                    return Ok(false);
-                }
-            }
-            if let (Some(what), Some((index, slot))) = (damage, slots.get(entries.len())) {
-                return page.end_page_with(|| damaged_entry(slot, &backfill.feed, *index, what));
-            }
-            if wanted < slots.len() {
+        for recorded in record.appends.iter().chain(&record.backfills) {
+            let earlier =
+                |(_, slot): &(u64, Slot)| slot.offset < from || (slot.offset == from && slot.undisclosed.is_some());
+            let start = recorded.slots.partition_point(earlier);
+            if !self.read_slots(entry_run.at.position, &record, recorded, start, page, true)? {
                 return Ok(false);
             }
         }
@@ -511,49 +486,48 @@ impl DiskStore {
         nodes.iter().zip(near).map(find).collect()
     }
 
-    /// Decodes a part of a record's body with `entries`. Flipped bits are corrected first; other
-    /// damage is an error that names it.
-    fn read_body<T>(
+    /// Returns the entries of these slots. Flipped bits are corrected first; other damage is an
+    /// error that names it.
+    fn read_body(
         &self,
         position: Position,
         record: &Record,
-        bytes: &Range<usize>,
-        entries: impl Fn(&Bytes) -> Result<T, String>,
-    ) -> Result<T, ReadError> {
-        let body = self.log.body(position, record, bytes.clone())?;
-        let damage = match entries(&body) {
-            Ok(read) => return Ok(read),
+        recorded: &RecordEntries,
+        slots: Range<usize>,
+    ) -> Result<SlotEntries, ReadError> {
+        let bytes = recorded.bytes(slots.clone());
+        let read = || -> Result<_, ReadError> {
+            let body = self.log.body(position, record, bytes.clone())?;
+            Ok(recorded.entries(slots.clone(), &body, bytes.start))
+        };
+        let damage = match read()? {
+            Ok(entries) => return Ok(entries),
             Err(damage) => damage,
         };
         if self.log.correct_bits_at(position)
-            && let Ok(read) = entries(&self.log.body(position, record, bytes.clone())?)
+            && let Ok(entries) = read()?
         {
-            return Ok(read);
+            return Ok(entries);
         }
         Err(self.log.damaged(position, &damage))
     }
 
-    /// As [`Self::read_body`] for these slots: returns those before the first damaged one, and the
+    /// As [`Self::read_body`], but returns the entries before the first damaged one, and the
     /// damage.
-    fn read_whole<T>(
+    fn read_whole(
         &self,
         position: Position,
         record: &Record,
+        recorded: &RecordEntries,
         slots: Range<usize>,
-        bytes_of: impl Fn(Range<usize>) -> Range<usize>,
-        entries: impl Fn(Range<usize>, &Bytes, usize) -> Result<Vec<T>, String>,
-    ) -> Result<(Vec<T>, Option<String>), ReadError> {
-        let read = |slots: Range<usize>| {
-            let bytes = bytes_of(slots.clone());
-            self.read_body(position, record, &bytes, |body| entries(slots.clone(), body, bytes.start))
-        };
-        match read(slots.clone()) {
+    ) -> Result<(SlotEntries, Option<String>), ReadError> {
+        match self.read_body(position, record, recorded, slots.clone()) {
             Err(ReadError::Damaged(_)) => {}
             read => return Ok((read?, None)),
         }
         let mut whole = Vec::new();
         for slot in slots {
-            match read(slot..slot + 1) {
+            match self.read_body(position, record, recorded, slot..slot + 1) {
                 Ok(read) => whole.extend(read),
                 Err(ReadError::Damaged(what)) => return Ok((whole, Some(what))),
                 Err(error) => return Err(error),
@@ -566,33 +540,24 @@ impl DiskStore {
         &self,
         position: Position,
         record: &Record,
-        append: &AppendRecord,
+        recorded: &RecordEntries,
         start: usize,
         page: &mut EntryPage,
         disclosed_only: bool,
     ) -> Result<bool, ReadError> {
-        let slots = append.slots.get(start..).unwrap_or_default();
-        let wanted = page.count_fitting(slots.iter().map(|slot| slot.len));
-        let range = start..start + wanted;
-        let (entries, damage) = self.read_whole(
-            position,
-            record,
-            range,
-            |slots| append.bytes(slots),
-            |slots, body, start| append.entries(slots, body, start),
-        )?;
-        let first = append.append.first;
-        for ((index, slot), entry) in (first + start as u64..).zip(slots).zip(&entries) {
+        let slots = recorded.slots.get(start..).unwrap_or_default();
+        let wanted = page.count_fitting(slots.iter().map(|(_, slot)| slot.len));
+        let (entries, damage) = self.read_whole(position, record, recorded, start..start + wanted)?;
+        for ((index, slot), (_, entry)) in slots.iter().zip(&entries) {
             if disclosed_only && slot.undisclosed.is_some() {
                 continue;
             }
-            if !page.push(&append.append.feed, index, entry, slot.offset) {
+            if !page.push(&recorded.feed, *index, entry, slot.offset) {
                 return Ok(false);
             }
         }
-        if let (Some(what), Some(slot)) = (damage, slots.get(entries.len())) {
-            let index = first + (start + entries.len()) as u64;
-            return page.end_page_with(|| damaged_entry(slot, &append.append.feed, index, what));
+        if let (Some(what), Some((index, slot))) = (damage, slots.get(entries.len())) {
+            return page.end_page_with(|| damaged_entry(slot, &recorded.feed, *index, what));
         }
         Ok(wanted == slots.len())
     }

@@ -54,8 +54,8 @@ fn feed_index(
     feed_index.tiled_tree = tiled_tree(index_db, log, number, row.size)?;
     if let Some(at) = row.checkpoint {
         let record = log.record(at.position)?;
-        let append = record.appends.get(at.place as usize).map(|recorded| &recorded.append);
-        let append = append.filter(|append| append.feed == feed_index.feed).ok_or_else(|| dangling("checkpoint"))?;
+        let append = record.rest.appends.get(at.place as usize).filter(|append| append.feed == feed_index.feed);
+        let append = append.ok_or_else(|| dangling("checkpoint"))?;
         feed_index.checkpoint = detached(&append.checkpoint);
         feed_index.checkpoint_size = append.checkpoint_size;
         feed_index.consistency_proof.clone_from(&append.consistency_proof);
@@ -138,7 +138,7 @@ fn leaves(
         let append = record.appends.get(entry_run.at.place as usize).ok_or_else(|| dangling("entry"))?;
         let skipped = usize::try_from(next - entry_run.first).map_err(|_| dangling("entry"))?;
         let slots = append.slots.get(skipped..).filter(|slots| !slots.is_empty()).ok_or_else(|| dangling("entry"))?;
-        hashes.extend(slots.iter().map(|slot| leaf_hash(&slot.digest)));
+        hashes.extend(slots.iter().map(|(_, slot)| leaf_hash(&slot.digest)));
         next += slots.len() as u64;
     }
     Ok(hashes)

@@ -510,9 +510,60 @@ pub(crate) fn examples() -> Vec<Alarm> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    #![allow(clippy::unwrap_used)]
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::fs;
+    use std::path::Path;
 
     use super::*;
+
+    /// Returns whether a text is a template with values in the places of `{}`.
+    fn is_instance(text: &str, template: &str) -> bool {
+        let mut fragments = template.split("{}");
+        let Some(mut rest) = text.strip_prefix(fragments.next().unwrap()) else { return false };
+        for fragment in fragments {
+            if fragment.is_empty() {
+                rest = "";
+            } else {
+                let Some((_, after)) = rest.split_once(fragment) else { return false };
+                rest = after;
+            }
+        }
+        rest.is_empty()
+    }
+
+    /// In the operator's guide a block that begins with "text alarm=" has codes, and one line for
+    /// each of them.
+    #[test]
+    fn every_alarm_has_a_runbook_with_its_text() {
+        let guide = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operator.md")).unwrap();
+        let examples = examples();
+        let alarms: BTreeMap<&str, Parts> = examples.iter().map(|alarm| (alarm.code(), alarm.parts())).collect();
+        let mut documented = BTreeSet::new();
+        for block in guide.split("```text alarm=").skip(1) {
+            let (codes, rest) = block.split_once('\n').unwrap();
+            let lines: Vec<&str> = rest.split("```").next().unwrap().lines().collect();
+            assert_eq!(codes.split(',').count(), lines.len(), "{codes}");
+            for (code, line) in codes.split(',').zip(lines) {
+                let Parts { severity, text, .. } = &alarms[code];
+                let start = format!("⚠ {}: ", severity.as_str());
+                let found = line.strip_prefix(&start).is_some_and(|line| is_instance(line, text));
+                assert!(found, "docs/operator.md, {code}: the text is {start}{text}");
+                assert!(documented.insert(code), "{code} has two runbooks");
+            }
+        }
+        assert_eq!(documented, alarms.keys().copied().collect::<BTreeSet<&str>>());
+        for (code, Parts { reason, severity, .. }) in &alarms {
+            let row = format!("\n| `{code}` | {} | `{reason}` | [", severity.as_str());
+            assert!(guide.contains(&row), "docs/operator.md lacks the row {row}");
+        }
+    }
+
+    #[test]
+    fn instances_of_a_template_are_recognized() {
+        assert!(is_instance("a b c", "a {} c") && is_instance("x, y: z", "{}, y: {}") && is_instance("none", "none"));
+        assert!(!is_instance("a b d", "a {} c") && !is_instance("a b c.", "a {} c") && !is_instance("b", "a"));
+    }
 
     #[test]
     fn every_alarm_has_a_unique_code_a_known_reason_and_its_values_in_its_text() {

@@ -20,7 +20,8 @@ use async_compression::tokio::bufread::ZstdDecoder;
 use async_compression::tokio::write::ZstdEncoder;
 use async_compression::zstd::{CParameter, DParameter};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf, ReadHalf, WriteHalf, split};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, Join, ReadBuf, ReadHalf, WriteHalf, join, split};
+use tokio_util::either::Either;
 
 use super::rejection::Rejection;
 
@@ -69,18 +70,38 @@ impl Compress {
 }
 
 /// A plain or compressed connection.
-pub enum MaybeCompressed<S> {
-    /// Plain.
-    Plain(S),
-    /// Compressed both ways.
-    Compressed(Box<Compressed<S>>),
+pub type MaybeCompressed<S> = Either<S, Box<Join<Decompressor<ReadHalf<S>>, ZstdEncoder<WriteHalf<S>>>>>;
+
+/// Wraps the connection as negotiated by ALPN.
+pub(super) fn negotiated<S: AsyncRead + AsyncWrite>(stream: S, alpn: Option<&[u8]>) -> MaybeCompressed<S> {
+    if alpn != Some(ALPN_ZSTD) {
+        return Either::Left(stream);
+    }
+    let (read, write) = split(stream);
+    let read = CountingReader { inner: read, bytes: 0 };
+    let inner = ZstdDecoder::with_params(BufReader::new(read), &[DParameter::window_log_max(WINDOW_LOG)]);
+    let level = Level::Precise(LEVEL);
+    let write = ZstdEncoder::with_quality_and_params(write, level, &[CParameter::window_log(WINDOW_LOG)]);
+    Either::Right(Box::new(join(Decompressor { inner, inflation: Inflation::default() }, write)))
 }
 
-/// A compressed connection.
-pub struct Compressed<S> {
-    read: ZstdDecoder<BufReader<CountingReader<ReadHalf<S>>>>,
-    write: ZstdEncoder<WriteHalf<S>>,
+/// Decompresses what is read, and bounds how far it inflates.
+pub struct Decompressor<R> {
+    inner: ZstdDecoder<BufReader<CountingReader<R>>>,
     inflation: Inflation,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Decompressor<R> {
+    /// Yields to other tasks after some reads, even if more output is ready: little input may
+    /// produce much output.
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let turn = ready!(tokio::task::coop::poll_proceed(context));
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(context, buf))?;
+        turn.made_progress();
+        let bytes_in = self.inner.get_ref().get_ref().bytes;
+        Poll::Ready(self.inflation.inflated((buf.filled().len() - before) as u64, bytes_in))
+    }
 }
 
 /// Counts the bytes that are read.
@@ -124,88 +145,6 @@ impl Inflation {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Compressed<S> {
-    /// Yields to other tasks after some reads, even if more output is ready: little input may
-    /// produce much output.
-    fn poll_read(&mut self, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let turn = ready!(tokio::task::coop::poll_proceed(context));
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.read).poll_read(context, buf))?;
-        turn.made_progress();
-        let bytes_in = self.read.get_ref().get_ref().bytes;
-        Poll::Ready(self.inflation.inflated((buf.filled().len() - before) as u64, bytes_in))
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite> MaybeCompressed<S> {
-    /// Wraps the connection as negotiated by ALPN.
-    pub(super) fn negotiated(stream: S, alpn: Option<&[u8]>) -> Self {
-        if alpn != Some(ALPN_ZSTD) {
-            return Self::Plain(stream);
-        }
-        let (read, write) = split(stream);
-        let read = CountingReader { inner: read, bytes: 0 };
-        let read = ZstdDecoder::with_params(BufReader::new(read), &[DParameter::window_log_max(WINDOW_LOG)]);
-        let level = Level::Precise(LEVEL);
-        let write = ZstdEncoder::with_quality_and_params(write, level, &[CParameter::window_log(WINDOW_LOG)]);
-        Self::Compressed(Box::new(Compressed { read, write, inflation: Inflation::default() }))
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for MaybeCompressed<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, buf),
-            Self::Compressed(compressed) => compressed.poll_read(context, buf),
-        }
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for MaybeCompressed<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, buf),
-            Self::Compressed(compressed) => Pin::new(&mut compressed.write).poll_write(context, buf),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Self::Compressed(compressed) => Pin::new(&mut compressed.write).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Compressed(compressed) => Pin::new(&mut compressed.write).poll_shutdown(context),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, bufs),
-            // Write one buffer only: the encoder collects them.
-            Self::Compressed(compressed) => {
-                let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| &**buf);
-                Pin::new(&mut compressed.write).poll_write(context, first)
-            }
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Compressed(_) => false,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -225,8 +164,7 @@ mod tests {
     #[tokio::test]
     async fn flushed_bytes_are_readable_at_once() {
         let (one, other) = duplex(1 << 20);
-        let (mut one, mut other) =
-            (MaybeCompressed::negotiated(one, Some(ALPN_ZSTD)), MaybeCompressed::negotiated(other, Some(ALPN_ZSTD)));
+        let (mut one, mut other) = (negotiated(one, Some(ALPN_ZSTD)), negotiated(other, Some(ALPN_ZSTD)));
         for n in 0..100 {
             let written = format!("EXERCICE : passeport volé, numéro {n}. ").repeat(10);
             one.write_all(written.as_bytes()).await.unwrap();
@@ -242,11 +180,11 @@ mod tests {
     #[tokio::test]
     async fn invalid_zstd_and_oversized_window_are_errors() {
         let (mut raw, reader) = duplex(1 << 20);
-        let mut reader = MaybeCompressed::negotiated(reader, Some(ALPN_ZSTD));
+        let mut reader = negotiated(reader, Some(ALPN_ZSTD));
         raw.write_all(&[0x55; 64]).await.unwrap();
         assert!(reader.read(&mut [0; 9]).await.is_err());
         let (raw, reader) = duplex(1 << 20);
-        let mut reader = MaybeCompressed::negotiated(reader, Some(ALPN_ZSTD));
+        let mut reader = negotiated(reader, Some(ALPN_ZSTD));
         let large_window = [CParameter::window_log(WINDOW_LOG + 4)];
         let mut raw = ZstdEncoder::with_quality_and_params(raw, Level::Precise(19), &large_window);
         raw.write_all(&[7; 4_096]).await.unwrap();
@@ -257,8 +195,8 @@ mod tests {
     #[tokio::test]
     async fn unbounded_inflation_ends_the_connection_and_yields() {
         let (raw, reader) = duplex(1 << 20);
-        let mut reader = MaybeCompressed::negotiated(reader, Some(ALPN_ZSTD));
-        let mut raw = MaybeCompressed::negotiated(raw, Some(ALPN_ZSTD));
+        let mut reader = negotiated(reader, Some(ALPN_ZSTD));
+        let mut raw = negotiated(raw, Some(ALPN_ZSTD));
         let zeros = vec![0; 1 << 20];
         let sending = tokio::spawn(async move { while raw.write_all(&zeros).await.is_ok() {} });
         // On this single thread other tasks run only if the reader yields.

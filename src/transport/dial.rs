@@ -12,11 +12,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::compression::{Compress, MaybeCompressed};
+use super::compression::{Compress, MaybeCompressed, negotiated};
 use super::connections::{Connections, Guarded, Origin};
 use super::credentials::{Credentials, TransportError, client_config};
 use super::limits::{HANDSHAKE_TIME_MAX, tune_endpoint};
-use super::peeked_stream::PeekedStream;
+use super::peeked_stream::{PeekedStream, peek};
 use super::rejection::{OnRejected, Rejection, RejectionRecord};
 use super::trust::SpiffeId;
 use super::verify::{Handshake, Policy, Verifier};
@@ -109,8 +109,8 @@ impl Attempt {
         let presented = presented.cloned().map(CertificateDer::into_owned);
         let origin = Origin { at: DIAL, address: self.address.to_string(), source: None };
         let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
-        let stream = PeekedStream::wait(stream).await.map_err(|error| self.failure(error))?;
-        let stream = MaybeCompressed::negotiated(stream, alpn.as_deref());
+        let stream = peek(stream).await.map_err(|error| self.failure(error))?;
+        let stream = negotiated(stream, alpn.as_deref());
         let admitted = match presented {
             Some(presented) => self.connections.admit(stream, origin, presented, Arc::clone(&self.verifier), None),
             None => Err(Rejection::new("no-certificate", "no certificate was presented")),

@@ -16,7 +16,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{Accept, LazyConfigAcceptor};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::compression::MaybeCompressed;
+use super::compression::{MaybeCompressed, negotiated};
 use super::connections::{AccessLevel, Connections, Guarded, Origin};
 use super::credentials::{Credentials, TransportError, server_config};
 use super::handshakes::{self, Handshakes, Source, Stage};
@@ -194,7 +194,7 @@ async fn complete_tls(
     let presented = presented.ok_or_else(|| Rejection::new("no-certificate", "no certificate was presented"))?;
     let presented = presented.clone().into_owned();
     let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
-    Ok((MaybeCompressed::negotiated(stream, alpn.as_deref()), presented))
+    Ok((negotiated(stream, alpn.as_deref()), presented))
 }
 
 /// Runs a handshake from the server's reply to its end.

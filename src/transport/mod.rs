@@ -36,4 +36,5 @@ pub use listener::{Incoming, LevelOf, ListenerOptions, listen};
 pub use rejection::{NO_URI, OnRejected, Rejection, RejectionRecord, UNSUITABLE};
 pub use revocation::{CheckedCrl, CrlError, CrlStore, HeldCrl};
 pub use trust::{PeerIdentity, SpiffeId, Trust, examine_authority};
+pub(crate) use verify::Verified;
 pub use verify::{Policy, Verifier, examine, named, validity};

@@ -20,6 +20,9 @@ use super::rejection::{NO_URI, Rejection, UNSUITABLE};
 use super::revocation::{Crl, CrlStore};
 use super::trust::{Authority, PeerIdentity, SpiffeId, Trust};
 
+/// Result of verifying a signature in a handshake.
+pub(crate) type Verified = Result<HandshakeSignatureValid, rustls::Error>;
+
 /// Which identities a verifier admits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Policy {
@@ -304,22 +307,12 @@ impl ClientCertVerifier for Handshake {
         self.identify(end_entity, now).map(|()| ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Verified {
         Err(PeerIncompatible::Tls12NotOffered.into())
     }
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider().signature_verification_algorithms)
+    fn verify_tls13_signature(&self, text: &[u8], by: &CertificateDer<'_>, sig: &DigitallySignedStruct) -> Verified {
+        verify_tls13_signature(text, by, sig, &self.provider().signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -339,22 +332,12 @@ impl ServerCertVerifier for Handshake {
         self.identify(end_entity, now).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        ClientCertVerifier::verify_tls12_signature(self, message, cert, dss)
+    fn verify_tls12_signature(&self, text: &[u8], by: &CertificateDer<'_>, sig: &DigitallySignedStruct) -> Verified {
+        ClientCertVerifier::verify_tls12_signature(self, text, by, sig)
     }
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        ClientCertVerifier::verify_tls13_signature(self, message, cert, dss)
+    fn verify_tls13_signature(&self, text: &[u8], by: &CertificateDer<'_>, sig: &DigitallySignedStruct) -> Verified {
+        ClientCertVerifier::verify_tls13_signature(self, text, by, sig)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -1,5 +1,5 @@
 //! A node and an officer with certificates from an external authority, by the recipe of the
-//! operator's guide.
+//! tutorial, renewed and revoked by the operator's guide.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -11,13 +11,12 @@ use serde_json::Value;
 
 use crate::world::{DEADLINE, MEMBERS, World, barid, example, text, until};
 
-/// The operator's guide; its section on certificates has the commands in blocks.
-const RECIPE: &str = include_str!("../../docs/operator.md");
+/// The tutorial and the operator's guide; they have the commands in blocks.
+const RECIPE: &str = concat!(include_str!("../../docs/tutorial.md"), include_str!("../../docs/operator.md"));
 
 /// Runs a block of the recipe in a shell in `folder`.
 fn recipe(folder: &Path, begins: &str) -> String {
-    let section = RECIPE.split("\n## Certificates\n").nth(1).unwrap().split("\n## ").next().unwrap();
-    let mut blocks = section.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let mut blocks = RECIPE.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let block = blocks.find(|block| block.starts_with(begins)).unwrap_or_else(|| panic!("no block begins {begins}"));
     let program = Path::new(env!("CARGO_BIN_EXE_barid")).parent().unwrap().display().to_string();
     let path = format!("{program}:{}", std::env::var("PATH").unwrap_or_default());
@@ -50,7 +49,7 @@ fn add_authority(world: &World, authority: &str) {
 #[test]
 fn external_authority_certificates_are_renewed_and_revoked_without_restart() {
     if Command::new("openssl").arg("version").output().is_err() {
-        eprintln!("SKIPPED: there is no `openssl` here, so the recipe of docs/operator.md was not tried");
+        eprintln!("SKIPPED: there is no `openssl` here, so the recipe of docs/tutorial.md was not tried");
         return;
     }
     let mut world = World::prepared(&MEMBERS, "info", |_, config| config);

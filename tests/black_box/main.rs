@@ -25,6 +25,7 @@ mod publishers;
 mod recover;
 mod relays;
 mod rosters;
+mod runbooks;
 mod start;
 mod transport;
 mod wait_for;

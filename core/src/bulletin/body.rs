@@ -11,6 +11,7 @@ use super::field::Report;
 use super::geo::{Circle, Locode, Polygon};
 use super::header::time;
 use super::kinds::Context;
+use super::rules::Rule;
 use super::text::{has_balanced_direction, has_visible_text, is_one_line, is_plain};
 use super::times::Time;
 use super::vocabulary::{Category, Certainty, GradingScheme};
@@ -41,10 +42,10 @@ pub(super) fn check(body: &proto::Body, informs: bool, context: &Context<'_>, re
 pub(super) fn line(field: impl std::fmt::Display, text: &str, needed: bool, chars_max: usize, report: &mut Report) {
     if !has_visible_text(text) {
         if needed || !text.is_empty() {
-            report.add(field, text, format_args!("text of 1 to {chars_max} characters"));
+            report.add(field, text, Rule::LineNeeded { max: chars_max });
         }
     } else if !is_one_line(text) || (text.len() > chars_max && text.chars().count() > chars_max) {
-        report.add(field, text, format_args!("one line of at most {chars_max} characters"));
+        report.add(field, text, Rule::Line { max: chars_max });
     } else {
         direction(field, text, report);
     }
@@ -56,17 +57,17 @@ pub(super) fn paragraph(field: impl std::fmt::Display, text: &str, report: &mut 
         return;
     }
     if !has_visible_text(text) {
-        report.add(field, text, "no text, or text with visible characters");
+        report.add(field, text, Rule::ParagraphVisible);
     } else if is_plain(text) {
         direction(field, text, report);
     } else {
-        report.add(field, text, "text without control characters");
+        report.add(field, text, Rule::Paragraph);
     }
 }
 
 fn direction(field: impl std::fmt::Display, text: &str, report: &mut Report) {
     if !has_balanced_direction(text) {
-        report.add(field, text, "text that overrides no direction and ends every embedding and isolate that it begins");
+        report.add(field, text, Rule::Direction);
     }
 }
 
@@ -84,7 +85,7 @@ fn categories(categories: &[String], report: &mut Report) {
     for (n, code) in report.bounded("body.categories", categories, Category::ALL.len()).iter().enumerate() {
         let Some(category) = report.parse::<Category>(format_args!("body.categories[{n}]"), code) else { continue };
         if seen & (1 << category as u32) != 0 {
-            report.add(format_args!("body.categories[{n}]"), code, "each category once");
+            report.add(format_args!("body.categories[{n}]"), code, Rule::Once);
         }
         seen |= 1 << category as u32;
     }
@@ -96,29 +97,25 @@ fn onset(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     if let Some(effective) = header.effective.as_ref().and_then(Time::from_proto)
         && onset < effective
     {
-        report.add("body.onset", onset, format_args!("not before header.effective, {effective}"));
+        report.add("body.onset", onset, Rule::EffectiveOrder { effective });
     }
     if let Some(expires) = header.expires.as_ref().and_then(Time::from_proto)
         && onset > expires
     {
-        report.add("body.onset", onset, format_args!("not after header.expires, {expires}"));
+        report.add("body.onset", onset, Rule::ExpiresOrder { expires });
     }
 }
 
 fn texts(texts: &[proto::Text], needed: bool, report: &mut Report) {
     if needed && texts.is_empty() {
-        report.missing("body.texts", "at least one text: `ar`, `fr`, `en` or another language");
+        report.missing("body.texts", Rule::TextNeeded);
     }
     let texts = report.bounded("body.texts", texts, TEXTS_MAX);
     for (n, text) in texts.iter().enumerate() {
         if text.language.len() > NAME_BYTES_MAX || !is_language_tag(&text.language) {
-            report.add(
-                format_args!("body.texts[{n}].language"),
-                &text.language,
-                "a BCP 47 tag such as `ar`, `fr` or `en`",
-            );
+            report.add(format_args!("body.texts[{n}].language"), &text.language, Rule::Language);
         } else if texts.iter().take(n).any(|other| other.language.eq_ignore_ascii_case(&text.language)) {
-            report.add(format_args!("body.texts[{n}].language"), &text.language, "each language once");
+            report.add(format_args!("body.texts[{n}].language"), &text.language, Rule::Once);
         }
         line(format_args!("body.texts[{n}].headline"), &text.headline, true, HEADLINE_CHARS_MAX, report);
         for (field, paragraph) in [("description", &text.description), ("instruction", &text.instruction)] {
@@ -158,24 +155,20 @@ fn attachment(n: usize, attachment: &proto::Attachment, report: &mut Report) {
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
     };
     if !attachment.media_type.split_once('/').is_some_and(|(kind, name)| token(kind) && token(name)) {
-        report.add(
-            format_args!("body.attachments[{n}].media_type"),
-            &attachment.media_type,
-            "a media type such as `image/jpeg`",
-        );
+        report.add(format_args!("body.attachments[{n}].media_type"), &attachment.media_type, Rule::MediaType);
     }
     if !(1..=ATTACHMENT_BYTES_MAX).contains(&attachment.size) {
         report.add(
             format_args!("body.attachments[{n}].size"),
             attachment.size,
-            format_args!("1 to {ATTACHMENT_BYTES_MAX} bytes"),
+            Rule::SizeRange { max: ATTACHMENT_BYTES_MAX },
         );
     }
     if attachment.sha256.len() != 32 {
         report.add(
             format_args!("body.attachments[{n}].sha256"),
             format_args!("{} bytes", attachment.sha256.len()),
-            "32 bytes",
+            Rule::Bytes32,
         );
     }
     line(format_args!("body.attachments[{n}].description"), &attachment.description, false, LINE_CHARS_MAX, report);
@@ -195,7 +188,8 @@ fn grading(grading: &proto::Grading, report: &mut Report) {
     };
     for ((field, found), listed) in grades.into_iter().zip([sources, information]) {
         if !listed.contains(&found.as_str()) {
-            report.add(field, found, format_args!("one of {} ({scheme})", listed.join(", ")));
+            let rule = Rule::GradeOfScheme { grades: listed.join(", "), scheme: scheme.as_str() };
+            report.add(field, found, rule);
         }
     }
 }

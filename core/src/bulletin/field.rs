@@ -1,11 +1,13 @@
-//! Field errors: which field, what was found, what was expected.
+//! Field errors: which field, what was found, which rule it breaks.
 //!
-//! In scope: collecting all errors of a draft, up to a bound. Out of scope: the rules that find
-//! them. `found` repeats the caller's input and may hold personal data, so it goes back to the
-//! caller and never to a log.
+//! In scope: collecting all errors of a draft, up to a bound. Out of scope: the rules (`rules`),
+//! and checking them. `found` repeats the caller's input and may hold personal data, so it goes
+//! back to the caller and never to a log.
 
 use std::fmt;
+use std::str::FromStr;
 
+use super::rules::Rule;
 use crate::limits::{FIELD_ERRORS_MAX, FOUND_CHARS_MAX};
 
 /// One field that breaks a rule.
@@ -15,8 +17,8 @@ pub struct FieldError {
     pub field: String,
     /// The value found, cut at 80 characters; empty if the field is missing.
     pub found: String,
-    /// What was expected, phrased to follow the word "expected".
-    pub expected: String,
+    /// The rule that it breaks.
+    pub rule: Rule,
 }
 
 /// Every rule that a draft or header breaks, not only the first. Never empty.
@@ -25,19 +27,24 @@ pub struct Invalid(pub Vec<FieldError>);
 
 impl FieldError {
     /// Creates an error and cuts `found` to [`FOUND_CHARS_MAX`] characters.
-    pub fn new(field: impl fmt::Display, found: impl fmt::Display, expected: impl fmt::Display) -> Self {
+    pub fn new(field: impl fmt::Display, found: impl fmt::Display, rule: Rule) -> Self {
         let found = found.to_string().chars().take(FOUND_CHARS_MAX).collect();
-        Self { field: field.to_string(), found, expected: expected.to_string() }
+        Self { field: field.to_string(), found, rule }
+    }
+
+    /// Returns the value found and what was expected, in English.
+    #[must_use]
+    pub fn description(&self) -> String {
+        match self.found.as_str() {
+            "" => format!("missing: expected {}", self.rule),
+            found => format!("`{found}`: expected {}", self.rule),
+        }
     }
 }
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.found.is_empty() {
-            write!(f, "{} is missing: expected {}", self.field, self.expected)
-        } else {
-            write!(f, "{} is `{}`: expected {}", self.field, self.found, self.expected)
-        }
+        write!(f, "{} is {}", self.field, self.description())
     }
 }
 
@@ -59,31 +66,29 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds an error: `field` holds `found` where `expected` was expected.
-    pub fn add(&mut self, field: impl fmt::Display, found: impl fmt::Display, expected: impl fmt::Display) {
-        #[cfg(test)]
-        assert!(super::Rule::of(&expected.to_string()).is_some(), "no rule in rules.rs has the text: {expected}");
+    /// Adds an error: `field` holds `found`, which breaks `rule`.
+    pub fn add(&mut self, field: impl fmt::Display, found: impl fmt::Display, rule: Rule) {
         if self.errors.len() < FIELD_ERRORS_MAX {
-            self.errors.push(FieldError::new(field, found, expected));
+            self.errors.push(FieldError::new(field, found, rule));
         }
     }
 
     /// Adds an error: `field` is missing.
-    pub fn missing(&mut self, field: impl fmt::Display, expected: impl fmt::Display) {
-        self.add(field, "", expected);
+    pub fn missing(&mut self, field: impl fmt::Display, rule: Rule) {
+        self.add(field, "", rule);
     }
 
-    /// Returns the parsed value, or adds an error and returns `None`. The parse error provides the
-    /// text of what was expected.
+    /// Returns the parsed value, or adds an error with the rule of the parse error and returns
+    /// `None`.
     pub fn parse<T>(&mut self, field: impl fmt::Display, text: &str) -> Option<T>
     where
-        T: std::str::FromStr,
-        T::Err: Expected,
+        T: FromStr,
+        T::Err: Into<Rule>,
     {
         match text.parse() {
             Ok(value) => Some(value),
             Err(error) => {
-                self.add(field, text, Expected::expected(&error));
+                self.add(field, text, error.into());
                 None
             }
         }
@@ -93,7 +98,7 @@ impl Report {
     /// validated further.
     pub fn bounded<'a, T>(&mut self, field: impl fmt::Display, list: &'a [T], max: usize) -> &'a [T] {
         if list.len() > max {
-            self.add(field, format_args!("{} items", list.len()), format_args!("at most {max} items"));
+            self.add(field, format_args!("{} items", list.len()), Rule::ItemsAtMost { max });
         }
         list.get(..max).unwrap_or(list)
     }
@@ -119,18 +124,6 @@ impl Report {
     }
 }
 
-/// A parse error that describes what was expected.
-pub trait Expected {
-    /// Returns what was expected, phrased to follow the word "expected".
-    fn expected(&self) -> String;
-}
-
-impl Expected for crate::ids::NameError {
-    fn expected(&self) -> String {
-        self.expected.to_owned()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,10 +132,11 @@ mod tests {
     fn report_is_bounded_and_truncates_found_values() {
         let mut report = Report::default();
         for n in 0..10_000 {
-            report.add(format_args!("body.texts[{n}]"), "x".repeat(1_000), "32 bytes");
+            report.add(format_args!("body.texts[{n}]"), "x".repeat(1_000), Rule::Bytes32);
         }
         let Err(Invalid(errors)) = report.into_result() else { panic!("errors were noted") };
         assert_eq!(errors.len(), FIELD_ERRORS_MAX);
         assert_eq!(errors[3].to_string(), format!("body.texts[3] is `{}`: expected 32 bytes", "x".repeat(80)));
+        assert_eq!(FieldError::new("body", "", Rule::Body).description(), "missing: expected a body");
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::countries::is_alpha2;
-use super::field::Expected;
+use super::rules::Rule;
 use crate::limits::POLYGON_POINTS_MAX;
 
 /// A point in WGS 84, written `lat,lon` in decimal degrees.
@@ -39,18 +39,13 @@ pub struct Locode([u8; 5]);
 /// Text that is not a valid place of the expected form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not {0}")]
-pub struct NotAPlace(&'static str);
+pub struct NotAPlace(Rule);
 
-impl Expected for NotAPlace {
-    fn expected(&self) -> String {
-        self.0.to_owned()
+impl From<NotAPlace> for Rule {
+    fn from(error: NotAPlace) -> Self {
+        error.0
     }
 }
-
-const POINT: &str = "`lat,lon` in decimal degrees (WGS 84), -90 to 90 and -180 to 180";
-const POLYGON: &str = "`lat,lon lat,lon …`: 4 to 1,000 points in decimal degrees, the last equal to the first";
-const CIRCLE: &str = "`lat,lon radius`, the radius in km from 0 to 20,038";
-const LOCODE: &str = "a UN/LOCODE such as `TNTUN`";
 
 /// Parses a number in plain decimal form: no exponent, no `inf`, no bare dot.
 pub(super) fn decimal(text: &str) -> Option<f64> {
@@ -64,8 +59,8 @@ impl FromStr for Point {
     type Err = NotAPlace;
 
     fn from_str(text: &str) -> Result<Self, NotAPlace> {
-        let (lat, lon) = text.split_once(',').ok_or(NotAPlace(POINT))?;
-        let degrees = |text, max: f64| decimal(text).filter(|n| n.abs() <= max).ok_or(NotAPlace(POINT));
+        let (lat, lon) = text.split_once(',').ok_or(NotAPlace(Rule::Point))?;
+        let degrees = |text, max: f64| decimal(text).filter(|n| n.abs() <= max).ok_or(NotAPlace(Rule::Point));
         Ok(Self { lat: degrees(lat, 90.0)?, lon: degrees(lon, 180.0)? })
     }
 }
@@ -75,12 +70,12 @@ impl FromStr for Polygon {
 
     fn from_str(text: &str) -> Result<Self, NotAPlace> {
         let points: Result<Vec<Point>, _> = text.split(' ').take(POLYGON_POINTS_MAX + 1).map(str::parse).collect();
-        let points = points.map_err(|_| NotAPlace(POLYGON))?;
+        let points = points.map_err(|_| NotAPlace(Rule::Polygon))?;
         let closed = points.first() == points.last();
         if closed && (4..=POLYGON_POINTS_MAX).contains(&points.len()) {
             Ok(Self(points))
         } else {
-            Err(NotAPlace(POLYGON))
+            Err(NotAPlace(Rule::Polygon))
         }
     }
 }
@@ -89,9 +84,9 @@ impl FromStr for Circle {
     type Err = NotAPlace;
 
     fn from_str(text: &str) -> Result<Self, NotAPlace> {
-        let (centre, radius) = text.split_once(' ').ok_or(NotAPlace(CIRCLE))?;
-        let centre = centre.parse().map_err(|_| NotAPlace(CIRCLE))?;
-        let radius_km = decimal(radius).filter(|km| (0.0..=20_038.0).contains(km)).ok_or(NotAPlace(CIRCLE))?;
+        let (centre, radius) = text.split_once(' ').ok_or(NotAPlace(Rule::Circle))?;
+        let centre = centre.parse().map_err(|_| NotAPlace(Rule::Circle))?;
+        let radius_km = decimal(radius).filter(|km| (0.0..=20_038.0).contains(km)).ok_or(NotAPlace(Rule::Circle))?;
         Ok(Self { centre, radius_km })
     }
 }
@@ -100,10 +95,10 @@ impl FromStr for Locode {
     type Err = NotAPlace;
 
     fn from_str(text: &str) -> Result<Self, NotAPlace> {
-        let code: [u8; 5] = text.as_bytes().try_into().map_err(|_| NotAPlace(LOCODE))?;
+        let code: [u8; 5] = text.as_bytes().try_into().map_err(|_| NotAPlace(Rule::Locode))?;
         let country = text.get(..2).is_some_and(|country| is_alpha2(country) || country == "XZ");
         let place = code[2..].iter().all(|b| b.is_ascii_uppercase() || (b'2'..=b'9').contains(b));
-        if country && place { Ok(Self(code)) } else { Err(NotAPlace(LOCODE)) }
+        if country && place { Ok(Self(code)) } else { Err(NotAPlace(Rule::Locode)) }
     }
 }
 

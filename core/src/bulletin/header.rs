@@ -10,8 +10,9 @@ use prost_types::Timestamp;
 use uuid::Uuid;
 
 use super::body::paragraph;
-use super::field::{Expected, Invalid, Report};
+use super::field::{Invalid, Report};
 use super::kinds;
+use super::rules::Rule;
 use super::text::{has_balanced_direction, has_visible_text, is_one_line};
 use super::times::{Date, Time};
 use super::topic::Topic;
@@ -101,9 +102,9 @@ pub struct Reference {
 #[error("not a UUIDv7 in lower-case text form")]
 pub struct NotAnId;
 
-impl Expected for NotAnId {
-    fn expected(&self) -> String {
-        "a UUIDv7 in lower-case text form".to_owned()
+impl From<NotAnId> for Rule {
+    fn from(NotAnId: NotAnId) -> Self {
+        Self::Id
     }
 }
 
@@ -197,12 +198,12 @@ impl TryFrom<&proto::Header> for Header {
 /// Parses a header. Returns `None` exactly if it added an error to the report.
 pub(super) fn read(header: &proto::Header, report: &mut Report) -> Option<Header> {
     if header.format != HEADER_FORMAT {
-        report.add("header.format", header.format, HEADER_FORMAT);
+        report.add("header.format", header.format, Rule::HeaderFormat { format: HEADER_FORMAT });
     }
-    let kind = name("header.kind", &header.kind, kinds::is_name, "a kind such as `situation-report`", report);
+    let kind = name("header.kind", &header.kind, kinds::is_name, Rule::KindName, report);
     let id = report.parse("header.id", &header.id);
     let member = report.parse("header.member", &header.member);
-    let issuer = name("header.issuer", &header.issuer, is_issuer, "a focal point such as `customs-hq`", report);
+    let issuer = name("header.issuer", &header.issuer, is_issuer, Rule::FocalPoint, report);
     let topic = report.parse("header.topic", &header.topic);
     let status = report.parse("header.status", &header.status);
     let msg_type = report.parse("header.msg_type", &header.msg_type);
@@ -235,11 +236,11 @@ pub(super) fn read(header: &proto::Header, report: &mut Report) -> Option<Header
     .filter(|_| report.is_empty())
 }
 
-fn name(field: &str, text: &str, valid: fn(&str) -> bool, expected: &str, report: &mut Report) -> Option<String> {
+fn name(field: &str, text: &str, valid: fn(&str) -> bool, rule: Rule, report: &mut Report) -> Option<String> {
     if valid(text) {
         return Some(text.to_owned());
     }
-    report.add(field, text, expected);
+    report.add(field, text, rule);
     None
 }
 
@@ -267,7 +268,7 @@ pub fn is_issuer(text: &str) -> bool {
 
 fn handling(header: &proto::Header, report: &mut Report) -> Option<Handling> {
     let Some(handling) = header.handling.as_ref() else {
-        report.missing("header.handling", "a TLP label at least");
+        report.missing("header.handling", Rule::TlpAtLeast);
         return None;
     };
     let before = report.len();
@@ -277,12 +278,12 @@ fn handling(header: &proto::Header, report: &mut Report) -> Option<Handling> {
     for (n, code) in report.bounded(field, &handling.releasable_to, RELEASABLE_MAX).iter().enumerate() {
         let Some(member) = report.parse(format_args!("{field}[{n}]"), code) else { continue };
         if releasable_to.contains(&member) {
-            report.add(format_args!("{field}[{n}]"), code, "each member once");
+            report.add(format_args!("{field}[{n}]"), code, Rule::Once);
         }
         releasable_to.push(member);
     }
     if tlp == Some(Tlp::Red) && handling.releasable_to.is_empty() {
-        report.missing(field, "at least one member: TLP:RED goes to exactly these");
+        report.missing(field, Rule::RedReleasable);
     }
     let mut codes: Vec<HandlingCode> = Vec::new();
     for (n, code) in
@@ -290,7 +291,7 @@ fn handling(header: &proto::Header, report: &mut Report) -> Option<Handling> {
     {
         let Some(code) = report.parse(format_args!("header.handling.codes[{n}]"), code) else { continue };
         if codes.contains(&code) {
-            report.add(format_args!("header.handling.codes[{n}]"), code, "each code once");
+            report.add(format_args!("header.handling.codes[{n}]"), code, Rule::Once);
         }
         codes.push(code);
     }
@@ -298,8 +299,8 @@ fn handling(header: &proto::Header, report: &mut Report) -> Option<Handling> {
     let (field, note) = ("header.handling.codes_note", &handling.codes_note);
     let empty = if own { !has_visible_text(note) } else { note.is_empty() };
     match (codes.contains(&HandlingCode::H3), empty) {
-        (true, true) => report.missing(field, "a sentence that explains what H3 means here"),
-        (false, false) => report.add(field, note, "nothing without the code H3"),
+        (true, true) => report.missing(field, Rule::H3Note),
+        (false, false) => report.add(field, note, Rule::NoH3Note),
         // Cancels and Acks copy the note from the bulletin they refer to. That bulletin must stay
         // cancellable whatever its note holds, so a copied note is not checked.
         _ if own => paragraph(field, note, report),
@@ -308,12 +309,12 @@ fn handling(header: &proto::Header, report: &mut Report) -> Option<Handling> {
     let personal_data = match (handling.personal_data, handling.purpose.as_str()) {
         (false, "") => None,
         (false, purpose) => {
-            report.add("header.handling.purpose", purpose, "nothing, or personal_data to be true");
+            report.add("header.handling.purpose", purpose, Rule::WithoutPersonalData);
             None
         }
         (true, purpose) => match report.parse("header.handling.purpose", purpose) {
             Some(Purpose::NonSpecified) => {
-                report.add("header.handling.purpose", purpose, "a purpose: personal data is not shared without one");
+                report.add("header.handling.purpose", purpose, Rule::Purpose);
                 None
             }
             purpose => purpose,
@@ -331,7 +332,7 @@ pub(super) fn time(field: &str, timestamp: Option<&Timestamp>, report: &mut Repo
     let time = Time::from_proto(timestamp);
     if time.is_none() {
         let found = format_args!("{} s {} ns", timestamp.seconds, timestamp.nanos);
-        report.add(field, found, "an instant of the years 1 to 9999");
+        report.add(field, found, Rule::InstantInRange);
     }
     time
 }
@@ -339,19 +340,19 @@ pub(super) fn time(field: &str, timestamp: Option<&Timestamp>, report: &mut Repo
 fn times(header: &proto::Header, report: &mut Report) -> (Option<Time>, Option<Time>, Option<Time>) {
     let sent_at = time("header.sent_at", header.sent_at.as_ref(), report);
     if header.sent_at.is_none() {
-        report.missing("header.sent_at", "the instant at which the node accepted it");
+        report.missing("header.sent_at", Rule::AcceptedAt);
     }
     let effective = time("header.effective", header.effective.as_ref(), report);
     let expires = time("header.expires", header.expires.as_ref(), report);
     if let (Some(effective), Some(expires)) = (effective, expires)
         && expires < effective
     {
-        report.add("header.expires", expires, format_args!("not before header.effective, {effective}"));
+        report.add("header.expires", expires, Rule::EffectiveOrder { effective });
     }
     if let (Some(sent_at), Some(expires)) = (sent_at, expires)
         && expires <= sent_at
     {
-        report.add("header.expires", expires, format_args!("after it is sent, {sent_at}"));
+        report.add("header.expires", expires, Rule::AfterSent { sent_at });
     }
     (sent_at, effective, expires)
 }
@@ -361,12 +362,11 @@ fn retain_until(header: &proto::Header, sent_at: Option<Time>, report: &mut Repo
     match (personal_data, header.retain_until.as_str()) {
         (false, "") => None,
         (true, "") => {
-            report
-                .missing("header.retain_until", "the last day on which the personal data may be retained, YYYY-MM-DD");
+            report.missing("header.retain_until", Rule::RetainUntil);
             None
         }
         (false, day) => {
-            report.add("header.retain_until", day, "nothing, or header.handling.personal_data to be true");
+            report.add("header.retain_until", day, Rule::WithoutPersonalData);
             None
         }
         (true, day) => {
@@ -374,7 +374,7 @@ fn retain_until(header: &proto::Header, sent_at: Option<Time>, report: &mut Repo
             if let Some(sent) = sent_at.map(Time::earliest_date)
                 && date < sent
             {
-                report.add("header.retain_until", day, format_args!("the day it is sent, {sent}, or later"));
+                report.add("header.retain_until", day, Rule::RetainBeforeSent { sent });
             }
             Some(date)
         }
@@ -386,7 +386,7 @@ fn reference(reference: &proto::Reference, field: &dyn fmt::Display, report: &mu
     let id = report.parse(format_args!("{field}.id"), &reference.id);
     let digest = <[u8; 32]>::try_from(reference.digest.as_ref());
     if digest.is_err() {
-        report.add(format_args!("{field}.digest"), format_args!("{} bytes", reference.digest.len()), "32 bytes");
+        report.add(format_args!("{field}.digest"), format_args!("{} bytes", reference.digest.len()), Rule::Bytes32);
     }
     Some(Reference { member: member?, id: id?, digest: Digest(digest.ok()?) })
 }
@@ -394,14 +394,14 @@ fn reference(reference: &proto::Reference, field: &dyn fmt::Display, report: &mu
 fn references(header: &proto::Header, msg_type: Option<MsgType>, report: &mut Report) -> Vec<Reference> {
     let needed = msg_type.filter(|msg_type| *msg_type != MsgType::Alert);
     if let (Some(msg_type), true) = (needed, header.references.is_empty()) {
-        report.missing("header.references", format_args!("the bulletin that this {msg_type} is about"));
+        report.missing("header.references", Rule::ReferenceNeeded { msg_type: msg_type.as_str() });
     }
     let mut references: Vec<Reference> = Vec::new();
     for (n, found) in report.bounded("header.references", &header.references, REFERENCES_MAX).iter().enumerate() {
         let field = format_args!("header.references[{n}]");
         let Some(read) = reference(found, &field, report) else { continue };
         if references.iter().any(|other| other.member == read.member && other.id == read.id) {
-            report.add(field, &found.id, "each bulletin once");
+            report.add(field, &found.id, Rule::Once);
         }
         references.push(read);
     }
@@ -412,11 +412,7 @@ fn incidents(incidents: &[String], report: &mut Report) -> Vec<String> {
     for (n, incident) in report.bounded("header.incidents", incidents, LIST_MAX).iter().enumerate() {
         let fits = incident.chars().count() <= INCIDENT_CHARS_MAX;
         if !(fits && has_visible_text(incident) && is_one_line(incident) && has_balanced_direction(incident)) {
-            report.add(
-                format_args!("header.incidents[{n}]"),
-                incident,
-                format_args!("1 to {INCIDENT_CHARS_MAX} characters on one line"),
-            );
+            report.add(format_args!("header.incidents[{n}]"), incident, Rule::Incident { max: INCIDENT_CHARS_MAX });
         }
     }
     incidents.to_vec()

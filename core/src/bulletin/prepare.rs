@@ -11,6 +11,7 @@ use super::body;
 use super::field::{Invalid, Report};
 use super::header::{self, BulletinId, HEADER_FORMAT, Header};
 use super::kinds::{self, Context};
+use super::rules::Rule;
 use super::times::Time;
 use super::vocabulary::{MsgType, Tlp};
 use crate::envelope::{self, SALT_BYTES};
@@ -60,7 +61,7 @@ pub fn prepare(
     let (envelope, digest) = seal(&proto_header, draft.body.as_ref().unwrap_or(&no_body), salt);
     let mut report = Report::default();
     if let Err(error) = envelope::parts(&envelope).and_then(|parts| parts.check_payload()) {
-        report.add("body", error, "a body that every reader can decode");
+        report.add("body", error, Rule::BodyReadable);
     }
     report.into_result()?;
     Ok(ValidBulletin { header, proto_header, envelope, digest })
@@ -74,7 +75,7 @@ pub fn validate(draft: &proto::Draft, defaults: &DraftDefaults) -> Result<(Heade
     let mut report = Report::default();
     let empty = proto::Header::default();
     if draft.header.is_none() {
-        report.missing("header", "a header");
+        report.missing("header", Rule::Header);
     }
     let requested = draft.header.as_ref().unwrap_or(&empty);
     claims(requested, defaults, &mut report);
@@ -84,11 +85,11 @@ pub fn validate(draft: &proto::Draft, defaults: &DraftDefaults) -> Result<(Heade
     relations(&context, &mut report);
     match &draft.body {
         Some(body) => content(body, &context, &mut report),
-        None => report.missing("body", "a body"),
+        None => report.missing("body", Rule::Body),
     }
     let encoded_len = prost::Message::encoded_len(&proto_header);
     if encoded_len > HEADER_BYTES_MAX {
-        report.add("header", format_args!("{encoded_len} bytes"), format_args!("at most {HEADER_BYTES_MAX} bytes"));
+        report.add("header", format_args!("{encoded_len} bytes"), Rule::BytesAtMost { max: HEADER_BYTES_MAX });
     }
     report.into_result()?;
     // `header` is `None` only if parsing added an error to the report.
@@ -113,7 +114,7 @@ pub fn check_releasable(header: &Header, directory: &impl Directory) -> Result<(
     let mut report = Report::default();
     for (n, member) in header.handling.releasable_to.iter().enumerate() {
         if !directory.is_member(member) {
-            report.add(format_args!("header.handling.releasable_to[{n}]"), member, "a member that the roster lists");
+            report.add(format_args!("header.handling.releasable_to[{n}]"), member, Rule::ListedMember);
         }
     }
     report.into_result()
@@ -148,39 +149,24 @@ fn with_defaults(requested: &proto::Header, defaults: &DraftDefaults) -> proto::
 /// Checks the fields of a draft that the node would set itself. If present, they must be correct:
 /// nothing is silently replaced, except a plausible time.
 fn claims(requested: &proto::Header, defaults: &DraftDefaults, report: &mut Report) {
+    let set_by_node = |value: &dyn ToString| Rule::SetByNode { value: value.to_string() };
     if requested.format > HEADER_FORMAT {
-        report.add("header.format", requested.format, format_args!("{HEADER_FORMAT} or nothing"));
+        report.add("header.format", requested.format, set_by_node(&HEADER_FORMAT));
     }
     if !requested.member.is_empty() && requested.member != defaults.member.as_str() {
-        report.add(
-            "header.member",
-            &requested.member,
-            format_args!("`{}` or nothing: the node fills it", defaults.member),
-        );
+        report.add("header.member", &requested.member, set_by_node(&defaults.member));
     }
     if !requested.issuer.is_empty() && requested.issuer != defaults.issuer {
-        report.add(
-            "header.issuer",
-            &requested.issuer,
-            format_args!("`{}` or nothing: the node fills it", defaults.issuer),
-        );
+        report.add("header.issuer", &requested.issuer, set_by_node(&defaults.issuer));
     }
     if requested.roster_version != 0 && requested.roster_version != defaults.roster_version {
-        report.add(
-            "header.roster_version",
-            requested.roster_version,
-            format_args!("{} or nothing", defaults.roster_version),
-        );
+        report.add("header.roster_version", requested.roster_version, set_by_node(&defaults.roster_version));
     }
     let clock = Time::from_unix_ms(defaults.sent_at_unix_ms);
     let latest = clock.plus_seconds(CLOCK_AHEAD_SECONDS_MAX);
     let mut claim = |field: &str, time: Time| {
         if time > latest {
-            report.add(
-                field,
-                time,
-                format_args!("at most {CLOCK_AHEAD_SECONDS_MAX} s ahead of this node's clock, {clock}"),
-            );
+            report.add(field, time, Rule::ClockAhead { seconds: CLOCK_AHEAD_SECONDS_MAX, clock });
         }
     };
     if let Some(sent_at) = requested.sent_at.as_ref().and_then(Time::from_proto) {
@@ -201,33 +187,23 @@ fn relations(context: &Context<'_>, report: &mut Report) {
         if let (Some(expected), Some(found)) = (kind.working_group, group)
             && expected != found
         {
-            report.add(
-                "header.topic",
-                &header.topic,
-                format_args!("a topic under `{expected}`, the working group of {}", kind.name),
-            );
+            report.add("header.topic", &header.topic, Rule::TopicOfKind { group: expected, kind: kind.name });
         }
         if msg_type.is_some_and(|msg_type| !kind.msg_types.contains(&msg_type)) {
             let names: Vec<&str> = kind.msg_types.iter().map(|name| name.as_str()).collect();
-            report.add(
-                "header.msg_type",
-                &header.msg_type,
-                format_args!("{} for the kind {}", names.join(" or "), kind.name),
-            );
+            let rule = Rule::MsgTypeOfKind { msg_types: names.join(", "), kind: kind.name };
+            report.add("header.msg_type", &header.msg_type, rule);
         }
     } else {
-        report.add("header.kind", &header.kind, format_args!("one of {}", kinds::names()));
+        report.add("header.kind", &header.kind, Rule::OneOf { values: kinds::names() });
     }
     for (n, reference) in header.references.iter().enumerate() {
         if matches!(msg_type, Some(MsgType::Update | MsgType::Cancel)) && reference.member != header.member {
-            report.add(
-                format_args!("header.references[{n}].member"),
-                &reference.member,
-                format_args!("`{}`: only its publisher may update or cancel a bulletin", header.member),
-            );
+            let rule = Rule::ReferenceOwn { member: header.member.clone() };
+            report.add(format_args!("header.references[{n}].member"), &reference.member, rule);
         }
         if reference.member == header.member && reference.id == header.id {
-            report.add(format_args!("header.references[{n}].id"), &reference.id, "another bulletin than this one");
+            report.add(format_args!("header.references[{n}].id"), &reference.id, Rule::ReferenceOther);
         }
     }
 }
@@ -241,9 +217,9 @@ fn content(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
         Some(content) => {
             let found =
                 kinds::REGISTRY.iter().find(|kind| (kind.holds)(content)).map_or("another kind", |kind| kind.name);
-            report.add(kind.arm(), found, format_args!("the content that header.kind names: {}", kind.name));
+            report.add(kind.arm(), found, Rule::ContentOfKind { kind: kind.name });
         }
-        None => report.missing(kind.arm(), format_args!("the content that header.kind names: {}", kind.name)),
+        None => report.missing(kind.arm(), Rule::ContentOfKind { kind: kind.name }),
     }
 }
 

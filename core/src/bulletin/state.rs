@@ -13,6 +13,7 @@
 use super::audience::{Directory, audience};
 use super::field::{Invalid, Report};
 use super::header::{BulletinId, Reference};
+use super::rules::Rule;
 use super::times::Time;
 use super::vocabulary::{CancelReason, MsgType};
 use crate::envelope;
@@ -241,7 +242,7 @@ pub fn check_successor(
     let mut report = Report::default();
     let mut same = |field: &str, found: &str, expected: &str| {
         if found != expected {
-            report.add(field, found, format_args!("`{expected}`, as in the bulletin it refers to"));
+            report.add(field, found, Rule::AsOriginal { value: expected.to_owned() });
         }
     };
     same("header.status", &header.status, &original.status);
@@ -258,14 +259,11 @@ pub fn check_successor(
         let readers = audience(original, directory);
         let field = "header.handling.releasable_to";
         if found.releasable_to.is_empty() {
-            report.missing(
-                field,
-                format_args!("members who may read the original, by default its publisher: `{}`", original.member),
-            );
+            report.missing(field, Rule::AckReaders { publisher: original.member.clone() });
         }
         for (n, code) in found.releasable_to.iter().enumerate() {
             if !code.parse::<Member>().is_ok_and(|member| readers.contains(&member)) {
-                report.add(format_args!("{field}[{n}]"), code, "a member who may read the bulletin it refers to");
+                report.add(format_args!("{field}[{n}]"), code, Rule::AckReader);
             }
         }
     } else {
@@ -273,27 +271,10 @@ pub fn check_successor(
         same("header.handling.releasable_to", &found.releasable_to.join(", "), &expected.releasable_to.join(", "));
     }
     if !refers_to(header, original, original_digest) {
-        report.add("header.references", "another content", format_args!("digest {original_digest} of {}", original.id));
+        let rule = Rule::ReferenceDigest { digest: original_digest.to_string(), id: original.id.clone() };
+        report.add("header.references", "another content", rule);
     }
     report.into_result()
-}
-
-/// Sets the fields of an Update's, Cancel's or Ack's header that it must copy from the original,
-/// and the reference. An Ack is addressed to the original's publisher only.
-pub fn inherit(header: &mut proto::Header, original: &proto::Header, original_digest: &Digest) {
-    header.topic.clone_from(&original.topic);
-    header.status.clone_from(&original.status);
-    header.handling.clone_from(&original.handling);
-    header.retain_until.clone_from(&original.retain_until);
-    header.roster_version = original.roster_version;
-    header.references = vec![proto::Reference {
-        member: original.member.clone(),
-        id: original.id.clone(),
-        digest: bytes::Bytes::copy_from_slice(&original_digest.0),
-    }];
-    if let (Some(MsgType::Ack), Some(handling)) = (MsgType::read(&header.msg_type), &mut header.handling) {
-        handling.releasable_to = vec![original.member.clone()];
-    }
 }
 
 /// Returns publisher and id of each bulletin that a successor's references name.
@@ -317,6 +298,24 @@ mod tests {
 
     fn original() -> ValidBulletin {
         prepare(&sample("situation-report"), &defaults(), [1; 16]).unwrap()
+    }
+
+    /// Sets the fields of an Update's, Cancel's or Ack's header that it must copy from the original,
+    /// and the reference. An Ack is addressed to the original's publisher only.
+    fn inherit(header: &mut proto::Header, original: &proto::Header, original_digest: &Digest) {
+        header.topic.clone_from(&original.topic);
+        header.status.clone_from(&original.status);
+        header.handling.clone_from(&original.handling);
+        header.retain_until.clone_from(&original.retain_until);
+        header.roster_version = original.roster_version;
+        header.references = vec![proto::Reference {
+            member: original.member.clone(),
+            id: original.id.clone(),
+            digest: bytes::Bytes::copy_from_slice(&original_digest.0),
+        }];
+        if let (Some(MsgType::Ack), Some(handling)) = (MsgType::read(&header.msg_type), &mut header.handling) {
+            handling.releasable_to = vec![original.member.clone()];
+        }
     }
 
     /// Returns a successor of the original as its publisher would create it, with changes applied.

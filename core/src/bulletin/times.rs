@@ -8,8 +8,6 @@ use std::str::FromStr;
 
 use prost_types::Timestamp;
 
-use super::field::Expected;
-
 /// An instant of the years 1 to 9999 in UTC, the range of RFC 3339.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Time {
@@ -29,12 +27,6 @@ pub struct Date {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a day written YYYY-MM-DD")]
 pub struct NotADate;
-
-impl Expected for NotADate {
-    fn expected(&self) -> String {
-        "a day written YYYY-MM-DD".to_owned()
-    }
-}
 
 const DAY_SECONDS: i64 = 86_400;
 /// 0001-01-01T00:00:00Z.

@@ -7,16 +7,37 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::field::Expected;
+use super::rules::Rule;
 use crate::limits::{TOPIC_BYTES_MAX, TOPIC_LABELS_MAX};
 
 /// A dotted path under a working group: `customs.seizures`. Two to eight labels of lower-case
 /// letters, digits and inner hyphens, 128 bytes at most. Cheap to clone.
+///
+/// # Examples
+/// ```
+/// use barid_core::bulletin::Topic;
+///
+/// let topic: Topic = "customs.seizures".parse()?;
+/// assert_eq!(topic.working_group(), "customs");
+/// assert!("customs".parse::<Topic>().is_err());
+/// # Ok::<(), barid_core::bulletin::topic::TopicError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Topic(Arc<str>);
 
 /// A pattern of topics. A label matches itself, `*` exactly one label, a final `>` one or more
 /// labels: `customs.>`, `*.documents`, `>`.
+///
+/// # Examples
+/// ```
+/// use barid_core::bulletin::{Topic, TopicFilter};
+///
+/// let topic: Topic = "customs.seizures".parse()?;
+/// let filter: TopicFilter = "customs.>".parse()?;
+/// assert!(filter.matches(&topic));
+/// assert!(!"*.documents".parse::<TopicFilter>()?.matches(&topic));
+/// # Ok::<(), barid_core::bulletin::topic::TopicError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicFilter(Arc<str>);
 
@@ -27,21 +48,18 @@ pub struct TopicError {
     /// The text found, cut at 80 characters.
     pub found: String,
     /// What was expected.
-    pub expected: &'static str,
+    pub expected: Rule,
 }
 
-const TOPIC: &str = "a dotted path of 2 to 8 labels of lower-case letters, digits and hyphens, the first the working group: `customs.seizures`";
-const FILTER: &str = "a topic whose labels may be `*`, the last one `>`: `customs.>`, `*.documents`, `>`";
-
 impl TopicError {
-    fn new(found: &str, expected: &'static str) -> Self {
+    fn new(found: &str, expected: Rule) -> Self {
         Self { found: found.chars().take(80).collect(), expected }
     }
 }
 
-impl Expected for TopicError {
-    fn expected(&self) -> String {
-        self.expected.to_owned()
+impl From<TopicError> for Rule {
+    fn from(error: TopicError) -> Self {
+        error.expected
     }
 }
 
@@ -123,7 +141,7 @@ impl FromStr for Topic {
     type Err = TopicError;
 
     fn from_str(text: &str) -> Result<Self, TopicError> {
-        if is_topic(text) { Ok(Self(text.into())) } else { Err(TopicError::new(text, TOPIC)) }
+        if is_topic(text) { Ok(Self(text.into())) } else { Err(TopicError::new(text, Rule::Topic)) }
     }
 }
 
@@ -136,7 +154,7 @@ impl FromStr for TopicFilter {
         if text.len() <= TOPIC_BYTES_MAX && count <= TOPIC_LABELS_MAX && text.split('.').enumerate().all(label) {
             Ok(Self(text.into()))
         } else {
-            Err(TopicError::new(text, FILTER))
+            Err(TopicError::new(text, Rule::TopicFilter))
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::field::Expected;
+use super::rules::Rule;
 
 /// A value that is not in its vocabulary.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,9 +18,9 @@ pub struct UnknownValue {
     pub expected: String,
 }
 
-impl Expected for UnknownValue {
-    fn expected(&self) -> String {
-        format!("one of {}", self.expected)
+impl From<UnknownValue> for Rule {
+    fn from(error: UnknownValue) -> Self {
+        Self::OneOf { values: error.expected }
     }
 }
 

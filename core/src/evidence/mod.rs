@@ -32,8 +32,6 @@ use crate::roster::{ChainError, Roster, RosterError};
 
 /// The page in every file of this format version.
 pub const PAGE: &str = include_str!("page-1.txt");
-/// File name extension.
-pub const EXTENSION: &str = "barid";
 
 /// The parts of a file. Reading checks the form only: nothing in this type is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]

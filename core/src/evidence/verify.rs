@@ -195,6 +195,19 @@ impl Verdict {
 }
 
 /// Verifies a file. `trusted` is the only input that is trusted.
+///
+/// # Examples
+/// ```
+/// use barid_core::evidence::{Outcome, verify};
+/// use barid_core::roster::Roster;
+///
+/// let (trusted, _) = Roster::read(include_bytes!("../../../tests/golden/roster-1.note"))?;
+/// let mut file = include_bytes!("../../../tests/golden/evidence.barid").to_vec();
+/// assert_eq!(verify(&file, &trusted).outcome, Outcome::Witnessed);
+/// file[8_000] ^= 1;
+/// assert_eq!(verify(&file, &trusted).outcome.as_str(), "invalid");
+/// # Ok::<(), barid_core::roster::RosterError>(())
+/// ```
 #[must_use]
 pub fn verify(file: &[u8], trusted: &Roster) -> Verdict {
     match judge(file, trusted) {

@@ -132,6 +132,20 @@ impl SignedCheckpoint {
 
     /// Verifies a checkpoint note: every one of `keys`, which are all of the feed's, must have
     /// signed it. Other signatures, such as cosignatures, are ignored and dropped.
+    ///
+    /// # Examples
+    /// ```
+    /// use barid_core::feed::checkpoint::SignedCheckpoint;
+    /// use barid_core::roster::Roster;
+    ///
+    /// let (roster, _) = Roster::read(include_bytes!("../../../tests/golden/roster-1.note"))?;
+    /// let keys = roster.feed_keys(&"ma.rabat.example/feed/1".parse()?);
+    /// let note = include_bytes!("../../../tests/golden/cosigned-checkpoint.note");
+    /// let signed = SignedCheckpoint::verify(note, &keys)?;
+    /// assert_eq!(signed.checkpoint.size, 10);
+    /// assert!(signed.note.len() < note.len());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn verify(note: &[u8], keys: &[VerifierKey]) -> Result<Self, CheckpointError> {
         Self::verify_parsed(Note::parse(note)?, keys)
     }

@@ -67,6 +67,19 @@ pub fn empty_root() -> Hash {
 /// The compact range of a tree: its size and the hashes of its complete subtrees, largest
 /// (leftmost) first. Appending and computing the root need nothing else. It holds one hash per bit
 /// set in the size.
+///
+/// # Examples
+/// ```
+/// use barid_core::envelope::digest;
+/// use barid_core::feed::tree::CompactRange;
+///
+/// let mut range = CompactRange::new();
+/// (0..6u8).for_each(|n| range.append(&digest(&[n])));
+/// assert_eq!((range.size(), range.hashes().len()), (6, 2));
+/// let restored = CompactRange::from_parts(6, range.hashes().to_vec())?;
+/// assert_eq!(restored.root(), range.root());
+/// # Ok::<(), barid_core::feed::tree::CompactRangeError>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CompactRange {
     size: u64,
@@ -438,6 +451,19 @@ impl Climb {
 
 /// A tree with all its hashes in memory, for the memory store, the simulator and tests: 64 bytes
 /// per record.
+///
+/// # Examples
+/// ```
+/// use barid_core::envelope::digest;
+/// use barid_core::feed::tree::{MemoryTree, inclusion_proof, verify_inclusion};
+///
+/// let mut tree = MemoryTree::new();
+/// (0..6u8).for_each(|n| tree.append(&digest(&[n])));
+/// let proof = inclusion_proof(&tree, 4, 6)?;
+/// verify_inclusion(&digest(&[4]), 4, 6, &proof, &tree.root())?;
+/// assert!(verify_inclusion(&digest(&[5]), 4, 6, &proof, &tree.root()).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct MemoryTree {
     compact_range: CompactRange,

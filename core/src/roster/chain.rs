@@ -15,6 +15,19 @@ use super::{Roster, RosterError, invariants};
 use crate::feed::note::Note;
 
 /// Consecutive verified versions, beginning with one that is trusted initially. Never empty.
+///
+/// # Examples
+/// ```
+/// use barid_core::roster::RosterChain;
+///
+/// let first = include_bytes!("../../../tests/golden/roster-1.note");
+/// let second = include_bytes!("../../../tests/golden/roster-2.note");
+/// let mut chain = RosterChain::start(first)?;
+/// assert!(chain.extend(second)?);
+/// assert!(!chain.extend(second)?, "it is held");
+/// assert_eq!(chain.newest().version(), 2);
+/// # Ok::<(), barid_core::roster::ChainError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct RosterChain {
     versions: BTreeMap<u64, (Arc<Roster>, Bytes)>,

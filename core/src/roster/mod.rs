@@ -158,6 +158,18 @@ pub struct UnfitAuthority {
 }
 
 /// A valid roster. Whether its signatures suffice is decided by [`RosterChain`].
+///
+/// # Examples
+/// ```
+/// use barid_core::roster::Roster;
+///
+/// let (roster, note) = Roster::read(include_bytes!("../../../tests/golden/roster-1.note"))?;
+/// assert_eq!((roster.version(), roster.quorum()), (1, 2));
+/// assert_eq!((roster.threshold(), note.signatures.len()), (2, 2));
+/// let niger = roster.member(&"ne".parse()?);
+/// assert!(niger.is_some_and(|entry| entry.working_groups.contains("customs")));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Roster {
     exchange: ExchangeName,

@@ -345,7 +345,14 @@ pub(super) fn about(kind: &str, original: &proto::Draft, receipt: &proto::Receip
     }
     let mut first = original.header.clone().unwrap();
     (first.id, first.member) = (receipt.id.clone(), "ma".into());
-    barid_core::bulletin::state::inherit(header, &first, &digest(&receipt.digest));
+    header.topic.clone_from(&first.topic);
+    header.status.clone_from(&first.status);
+    header.handling.clone_from(&first.handling);
+    header.retain_until.clone_from(&first.retain_until);
+    if header.msg_type == "Ack" {
+        header.handling.as_mut().unwrap().releasable_to = vec![first.member.clone()];
+    }
+    header.references = vec![proto::Reference { member: first.member, id: first.id, digest: receipt.digest.clone() }];
     // The node fills in that of the original.
     header.roster_version = 0;
     draft

@@ -101,7 +101,6 @@ impl Inbox {
         let mut wait_until: Option<Instant> = None;
         for member in members.into_iter().chain(again) {
             let Some(newest) = offered.get(&member).and_then(VecDeque::back) else { continue };
-            #[allow(clippy::cast_precision_loss, reason = "a list is small")]
             let cost = newest.len().max(COST_BYTES_MIN) as f64;
             let owner = Owner::Member(member.as_str().into());
             if let Err(wait) = self.budget.take(&owner, CRL_BYTES.rate, cost, now) {

@@ -62,32 +62,21 @@ fn without_port(host: &str) -> &str {
 /// Whether to respond with OpenMetrics rather than the Prometheus format: as the request prefers,
 /// without a preference OpenMetrics (RFC 9110 §12.5.1).
 pub(super) fn wants_openmetrics(headers: &HeaderMap) -> bool {
-    let (mut open, mut plain) = (None, None);
     let lines = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    for range in lines.flat_map(|line| line.split(',')) {
+    let read = |range: &str| {
         let mut parts = range.split(';').map(str::trim);
         let media = parts.next().unwrap_or_default().to_ascii_lowercase();
         let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-        let weight = weight.map_or(1.0, |weight| weight.parse::<f32>().unwrap_or(0.0));
-        // A more specific media range takes precedence.
-        let (of_open, of_plain) = match media.as_str() {
-            "application/openmetrics-text" => (3, 0),
-            "text/plain" => (0, 3),
-            "application/*" => (2, 0),
-            "text/*" => (0, 2),
-            "*/*" => (1, 1),
-            _ => (0, 0),
-        };
-        for (best, rank) in [(&mut open, of_open), (&mut plain, of_plain)] {
-            if rank > 0 && best.is_none_or(|(known, _)| rank >= known) {
-                *best = Some((rank, weight));
-            }
-        }
-    }
-    match (open, plain) {
-        (Some((_, open)), Some((_, plain))) => open > 0.0 && open >= plain,
-        (Some((_, open)), None) => open > 0.0,
-        (None, Some((_, plain))) => plain <= 0.0,
+        (media, weight.map_or(1.0, |weight| weight.parse::<f32>().unwrap_or(0.0)))
+    };
+    let ranges: Vec<(String, f32)> = lines.flat_map(|line| line.split(',')).map(read).collect();
+    // A more specific media range takes precedence; of equal ones, the last.
+    let weight = |media: &str| ranges.iter().rev().find(|(range, _)| range == media).map(|(_, weight)| *weight);
+    let of = |media: [&str; 3]| media.into_iter().find_map(weight);
+    match (of(["application/openmetrics-text", "application/*", "*/*"]), of(["text/plain", "text/*", "*/*"])) {
+        (Some(open), Some(plain)) => open > 0.0 && open >= plain,
+        (Some(open), None) => open > 0.0,
+        (None, Some(plain)) => plain <= 0.0,
         (None, None) => true,
     }
 }

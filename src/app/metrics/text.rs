@@ -79,12 +79,10 @@ impl Out<'_> {
 }
 
 /// Above 2^53 the precision is sufficient.
-#[allow(clippy::cast_precision_loss)]
 fn float(value: u64) -> f64 {
     value as f64
 }
 
-#[allow(clippy::cast_precision_loss)]
 fn signed(value: i64) -> f64 {
     value as f64
 }

@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 use super::failed;
 use crate::cli::Failure;
 use crate::rpc::focal_point_client::FocalPointClient;
+use crate::store::bench::mixed;
 
 /// Encoded body size of a benchmark bulletin, in bytes. Benchmarks of other brokers use the same
 /// size.
@@ -295,14 +296,6 @@ fn random_text(number: u64, length: usize) -> String {
         .flat_map(|bits| (0..10).map(move |n| letter(n, bits)))
         .take(length)
         .collect()
-}
-
-/// Returns incompressible bits derived from a number (splitmix64).
-fn mixed(number: u64) -> u64 {
-    let mut mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

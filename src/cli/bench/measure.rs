@@ -1,32 +1,8 @@
 //! Statistics, and process measurements from the kernel.
 
-use std::time::Duration;
-
 use rustix::param::clock_ticks_per_second;
 
-/// Converts a duration to milliseconds.
-pub(super) fn ms(spent: Duration) -> f64 {
-    spent.as_secs_f64() * 1e3
-}
-
-/// Returns a rate per second.
-#[allow(clippy::cast_precision_loss, reason = "counts of a measurement stay far below 2^52")]
-pub(super) fn rate(count: u64, spent: Duration) -> f64 {
-    count as f64 / spent.as_secs_f64().max(1e-9)
-}
-
-/// Returns the average per item.
-#[allow(clippy::cast_precision_loss, reason = "counts of a measurement stay far below 2^52")]
-pub(super) fn per(total: f64, count: u64) -> f64 {
-    total / count.max(1) as f64
-}
-
-/// Returns the smallest time that `percent` of all times do not exceed, or zero if there are none.
-/// Sorts `times`.
-pub(super) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
-    times.sort_unstable();
-    times.get(times.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default()
-}
+use crate::store::bench::status_mib;
 
 /// Returns the median: the middle value, or the upper of the two middle values.
 pub(super) fn median(values: &mut [f64]) -> f64 {
@@ -36,7 +12,6 @@ pub(super) fn median(values: &mut [f64]) -> f64 {
 
 /// Returns the user and system CPU time of a process in seconds (proc(5), fields 14 and 15 of
 /// stat), or 0 if it cannot be read.
-#[allow(clippy::cast_precision_loss, reason = "clock ticks of a measurement stay far below 2^52")]
 pub(super) fn cpu_seconds(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let after_name = stat.rsplit(") ").next().unwrap_or_default();
@@ -54,12 +29,6 @@ pub(super) fn resident_peak_mib(pid: u32) -> f64 {
     status_mib(pid, "VmHWM:")
 }
 
-fn status_mib(pid: u32, name: &str) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok()).unwrap_or_default() / 1024.0
-}
-
 /// Returns the bytes that crossed the loopback interface, TCP and IP headers included, or 0 if they
 /// cannot be read.
 pub(super) fn loopback_bytes() -> u64 {
@@ -70,7 +39,10 @@ pub(super) fn loopback_bytes() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::store::bench::percentile;
 
     #[test]
     fn percentiles_are_observed_values() {

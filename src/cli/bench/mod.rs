@@ -19,9 +19,9 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{Context, Exit, Failure};
-use crate::store::bench::{self as store, BenchOptions};
+use crate::store::bench::{self as store, BenchOptions, ms, per, percentile, rate};
 use load::{Published, Publisher, Subscriber, Until};
-use measure::{cpu_seconds, loopback_bytes, median, ms, per, percentile, rate, resident_mib, resident_peak_mib};
+use measure::{cpu_seconds, loopback_bytes, median, resident_mib, resident_peak_mib};
 use pair::{Pair, Side, followed};
 
 /// Focal point that publishes and reads.
@@ -292,7 +292,6 @@ impl Bench<'_> {
             put("rate_since_first", rate(all - first, done - counted_at), "msg/s")?;
         }
         put("servers_cpu", per(cpu * 1e3, count), "cpu_s/1000msg")?;
-        #[allow(clippy::cast_precision_loss, reason = "bytes of a measurement stay far below 2^52")]
         put("wire", per(wire as f64, count), "B/msg")?;
         self.memory(name, pair)?;
         Ok(count)
@@ -302,7 +301,6 @@ impl Bench<'_> {
         for (side, letter) in [(Side::A, 'a'), (Side::B, 'b')] {
             pair.stop(side)?;
             let bytes = pair.disk_bytes(side)?;
-            #[allow(clippy::cast_precision_loss, reason = "bytes of a measurement stay far below 2^52")]
             for (what, bytes) in [("log", bytes.log as f64), ("index", bytes.index_db as f64)] {
                 self.metrics.put(&format!("disk_{letter}.{what}"), per(bytes, held), "B/msg")?;
             }

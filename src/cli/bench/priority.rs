@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use super::load::{PRIORITY_TOPIC, Publisher, Subscriber, Until};
-use super::measure::rate;
 use super::pair::{Pair, Side, followed};
 use super::{Bench, Failure, READER, failed, latencies};
+use crate::store::bench::rate;
 
 /// Urgent bulletins per second.
 const PER_SECOND: u64 = 100;
@@ -67,7 +67,6 @@ impl Bench<'_> {
         self.metrics.latencies("priority.idle_ack_", &mut idle.receipts)?;
         self.metrics.latencies("priority.backlog_", &mut loaded.delivered)?;
         self.metrics.latencies("priority.backlog_ack_", &mut loaded.receipts)?;
-        #[allow(clippy::cast_precision_loss, reason = "a count of a measurement stays far below 2^52")]
         self.metrics.put("priority.backlog_count", loaded.delivered.len() as f64, "msg")?;
         self.metrics.put("priority.backlog_rate", rate(held, spent), "msg/s")
     }

@@ -17,7 +17,7 @@ impl Rejects {
         let id: BulletinId = id.parse().unwrap();
         let clock = barid_core::bulletin::times::Time::from_unix_ms(self.now_unix_ms);
         if id.unix_ms() > self.now_unix_ms + 300_000 {
-            let description = format!("`x` is not at most 300 s ahead of this node's clock, {clock}");
+            let description = format!("`x`: expected at most 300 s ahead of this node's clock, {clock}");
             let rules = [("rule-0", "clock-ahead"), ("rule-0-1", "300"), ("rule-0-2", &*clock.to_string())];
             return Err(rejected("header.id", &description, &rules));
         }
@@ -25,8 +25,9 @@ impl Rejects {
             wait_for.into_iter().flat_map(|wait| &wait.members).find(|member| !self.members.contains(&&***member));
         match unknown {
             Some(member) => {
-                let description = format!("`{member}` is not a member that the roster lists");
-                Err(rejected("wait_for.members[0]", &description, &[("rule-0", "listed-member")]))
+                let description = format!("`{member}`: expected a member that the roster lists");
+                let rules = [("rule-0", "listed-member"), ("found-0", member.as_str())];
+                Err(rejected("wait_for.members[0]", &description, &rules))
             }
             None => Ok(()),
         }

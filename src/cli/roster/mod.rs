@@ -69,12 +69,10 @@ fn unreadable(path: &Path, error: &RosterError) -> Failure {
     let failure = Failure::usage("roster-unreadable").path(path).because(error);
     match error {
         RosterError::Field { field, found, expected } => {
-            let description = format!("`{found}` is not {expected}");
-            failure.fields(vec![Field { field: field.clone(), description, rule: String::new(), values: Vec::new() }])
+            failure.fields(vec![Field::new(field, format!("`{found}` is not {expected}"))])
         }
         RosterError::Twice { field, other, what } => {
-            let description = format!("the same {what} is in {other}");
-            failure.fields(vec![Field { field: field.clone(), description, rule: String::new(), values: Vec::new() }])
+            failure.fields(vec![Field::new(field, format!("the same {what} is in {other}"))])
         }
         RosterError::Note(_) | RosterError::Toml(_) => failure,
     }

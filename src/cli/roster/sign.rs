@@ -135,8 +135,7 @@ fn sign_failure(args: &SignArgs, error: &SignError) -> Failure {
 }
 
 fn field(unfit: &UnfitAuthority) -> Field {
-    let description = unfit.reason.to_string();
-    Field { field: unfit.field.clone(), description, rule: String::new(), values: Vec::new() }
+    Field::new(&unfit.field, unfit.reason.to_string())
 }
 
 /// Writes a temporary file beside `path` and renames it: a reader finds the whole file or none. The

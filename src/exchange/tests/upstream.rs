@@ -34,7 +34,7 @@ async fn unreachable_member_is_followed_at_relay_and_rest_is_backfilled_by_owner
     ma.publish(2_000, |_| {}).await;
     ma.publish(3, red_for(&["tn"])).await;
     until("tn holds all of ma's feed through ly", || tn.size(&ma.feed()) == 2_003).await;
-    assert_eq!(tn.exchange.upstream_of(&ma.feed()), Some(ly.me.clone()));
+    assert_eq!(tn.exchange.shared.upstreams.at(&ma.feed()), Some(ly.me.clone()));
     assert_eq!(tn.root(&ma.feed()), ma.root(&ma.feed()));
     assert_eq!(ly.store.undisclosed_ranges(&ma.feed(), 9).unwrap(), [(2_000..2_003, Undisclosed::Withheld)]);
     assert_eq!(tn.store.undisclosed_ranges(&ma.feed(), 9).unwrap(), [(2_000..2_003, Undisclosed::NotHeld)]);
@@ -53,7 +53,7 @@ async fn unreachable_member_is_followed_at_relay_and_rest_is_backfilled_by_owner
         tn.store.undisclosed_ranges(&ma.feed(), 9).unwrap().is_empty()
     })
     .await;
-    until("it is followed at ma again", || tn.exchange.upstream_of(&ma.feed()).is_none()).await;
+    until("it is followed at ma again", || tn.exchange.shared.upstreams.at(&ma.feed()).is_none()).await;
     assert_eq!(disclosed(&tn, "ma"), [true; 2_004]);
     let mut once = by_offset(&tn, "ma");
     assert_eq!(&once[once.len() - 4..], [2_003, 2_000, 2_001, 2_002], "in the order of their arrival");

@@ -33,8 +33,8 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-pub(super) use self::record::{AppendRecord, Position, Record, Slot};
 use self::record::{FRAME_BYTES, Frame, Salt};
+pub(super) use self::record::{Position, Record, RecordEntries, Slot};
 pub(super) use self::repair::{LogDamage, LogDamageKind, LogInspection, inspect, write_repair};
 pub(super) use self::scan::{Resume, read, verify};
 pub(super) use self::segment::sync_dir;

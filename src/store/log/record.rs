@@ -240,11 +240,11 @@ pub(in crate::store) struct Record {
     pub(in crate::store) first_offset: u64,
     /// One past the offset of the last disclosed entry.
     pub(in crate::store) end_offset: u64,
-    /// The appends.
-    pub(in crate::store) appends: Vec<AppendRecord>,
+    /// The entries of each append in `rest`.
+    pub(in crate::store) appends: Vec<RecordEntries>,
     /// The backfills, then the priority entries as backfills of one entry each.
-    pub(in crate::store) backfills: Vec<BackfillRecord>,
-    /// The rest of the commit, without entries.
+    pub(in crate::store) backfills: Vec<RecordEntries>,
+    /// The rest of the commit: its appends have no entries, and it has no backfills.
     pub(in crate::store) rest: Commit,
     /// Where the envelopes begin, from the start of the record.
     pub(in crate::store) body_start: usize,
@@ -254,23 +254,14 @@ pub(in crate::store) struct Record {
     pub(in crate::store) head_len: usize,
 }
 
-/// An append in a record.
+/// Entries of one feed in a record.
 #[derive(Debug)]
-pub(in crate::store) struct AppendRecord {
-    /// The append without its entries.
-    pub(in crate::store) append: Append,
-    /// Its entries.
-    pub(in crate::store) slots: Vec<Slot>,
-}
-
-/// Content in a record for entries whose digests are appended by another record.
-#[derive(Debug)]
-pub(in crate::store) struct BackfillRecord {
+pub(in crate::store) struct RecordEntries {
     /// The feed.
     pub(in crate::store) feed: FeedId,
     /// Index and entry, ascending.
     pub(in crate::store) slots: Vec<(u64, Slot)>,
-    /// The proof of a priority entry; `None` for a backfill.
+    /// The proof of a priority entry; `None` for an append or a backfill.
     pub(in crate::store) priority_proof: Option<PriorityProof>,
 }
 
@@ -296,9 +287,11 @@ impl Record {
         let hash = head_hash(&bytes);
         let head = proto::RecordHead::decode(bytes).map_err(|error| error.to_string())?;
         let (mut offset, mut start) = (head.first_offset, 0);
-        let mut appends = Vec::with_capacity(head.appends.len());
+        let (mut appends, mut append_entries) = (Vec::new(), Vec::new());
         for append in head.appends {
-            appends.push(decode_append(append, &mut offset, &mut start)?);
+            let (append, entries) = decode_append(append, &mut offset, &mut start)?;
+            appends.push(append);
+            append_entries.push(entries);
         }
         let mut backfills = Vec::with_capacity(head.backfills.len());
         for backfill in head.backfills {
@@ -311,7 +304,7 @@ impl Record {
             return Err(format!("{start} bytes of envelopes in the head, {} in the frame", frame.body_len));
         }
         let rest = Commit {
-            appends: Vec::new(),
+            appends,
             backfills: Vec::new(),
             priority: Vec::new(),
             displaced: head.displaced.iter().map(priority::decode_displaced).collect::<Result<_, _>>()?,
@@ -339,7 +332,7 @@ impl Record {
             hash,
             first_offset: head.first_offset,
             end_offset: offset,
-            appends,
+            appends: append_entries,
             backfills,
             rest,
             body_start: FRAME_BYTES + frame.head_len,
@@ -357,13 +350,12 @@ impl Record {
     /// envelope.
     pub(in crate::store) fn commit(&self, body: &Bytes) -> Result<Commit, String> {
         let mut commit = self.rest.clone();
-        for recorded in &self.appends {
-            let mut append = recorded.append.clone();
-            append.entries = recorded.entries(0..recorded.slots.len(), body, 0)?;
-            commit.appends.push(append);
+        let all = |recorded: &RecordEntries| recorded.entries(0..recorded.slots.len(), body, 0);
+        for (append, recorded) in commit.appends.iter_mut().zip(&self.appends) {
+            append.entries = all(recorded)?.into_iter().map(|(_, entry)| entry).collect();
         }
         for recorded in &self.backfills {
-            let entries = recorded.entries(0..recorded.slots.len(), body, 0)?;
+            let entries = all(recorded)?;
             let Some(priority_proof) = &recorded.priority_proof else {
                 commit.backfills.push(Backfill { feed: recorded.feed.clone(), entries });
                 continue;
@@ -376,40 +368,7 @@ impl Record {
     }
 }
 
-impl AppendRecord {
-    /// Returns the byte range of these slots' envelopes in the body.
-    pub(in crate::store) fn bytes(&self, slots: Range<usize>) -> Range<usize> {
-        match self.slots.get(slots) {
-            Some([first, .., last]) => first.start..last.start + last.len,
-            Some([only]) => only.start..only.start + only.len,
-            _ => 0..0,
-        }
-    }
-
-    /// Checks the envelopes in a record's body against their checksums.
-    pub(in crate::store) fn check(&self, body: &[u8]) -> Result<(), String> {
-        match (self.append.first..).zip(&self.slots).find(|(_, slot)| slot.is_damaged(body)) {
-            Some((index, _)) => Err(format!("the envelope of {} {index}", self.append.feed)),
-            None => Ok(()),
-        }
-    }
-
-    /// Returns the entries of these slots. `bytes` is the part of the record's body from `start`
-    /// on.
-    pub(in crate::store) fn entries(
-        &self,
-        slots: Range<usize>,
-        bytes: &Bytes,
-        start: usize,
-    ) -> Result<Vec<NewEntry>, String> {
-        let index = self.append.first + slots.start as u64;
-        let slots = self.slots.get(slots).unwrap_or_default();
-        let damaged = |index: u64| format!("the envelope of {} {index}", self.append.feed);
-        (index..).zip(slots).map(|(index, slot)| slot.entry(bytes, start).ok_or_else(|| damaged(index))).collect()
-    }
-}
-
-impl BackfillRecord {
+impl RecordEntries {
     /// Returns the byte range of these slots' envelopes in the body.
     pub(in crate::store) fn bytes(&self, slots: Range<usize>) -> Range<usize> {
         match self.slots.get(slots) {
@@ -488,7 +447,7 @@ fn decode_backfill(
     backfill: &proto::RecordBackfill,
     offset: &mut u64,
     start: &mut usize,
-) -> Result<BackfillRecord, String> {
+) -> Result<RecordEntries, String> {
     let feed: FeedId = backfill.feed.parse().map_err(|error: barid_core::ids::NameError| error.to_string())?;
     let (digests, rest) = backfill.digests.as_chunks::<32>();
     let count = backfill.indexes.len();
@@ -515,10 +474,14 @@ fn decode_backfill(
         *start += len;
         *offset += 1;
     }
-    Ok(BackfillRecord { feed, slots, priority_proof: None })
+    Ok(RecordEntries { feed, slots, priority_proof: None })
 }
 
-fn decode_append(append: proto::RecordAppend, offset: &mut u64, start: &mut usize) -> Result<AppendRecord, String> {
+fn decode_append(
+    append: proto::RecordAppend,
+    offset: &mut u64,
+    start: &mut usize,
+) -> Result<(Append, RecordEntries), String> {
     let feed: FeedId = append.feed.parse().map_err(|error: barid_core::ids::NameError| error.to_string())?;
     let count = append.states.len();
     let digests = append.digests.as_chunks::<32>();
@@ -548,27 +511,22 @@ fn decode_append(append: proto::RecordAppend, offset: &mut u64, start: &mut usiz
         if len > ENVELOPE_BYTES_MAX || (undisclosed.is_some() && len > 0) {
             return Err(format!("{feed}: an envelope of {len} bytes"));
         }
-        slots.push(Slot {
-            digest: Digest(digests.0[place]),
-            undisclosed,
-            offset: *offset,
-            start: *start,
-            len,
-            checksum: append.envelope_checksums[place],
-        });
+        let (digest, checksum) = (Digest(digests.0[place]), append.envelope_checksums[place]);
+        let slot = Slot { digest, undisclosed, offset: *offset, start: *start, len, checksum };
+        slots.push((append.first + place as u64, slot));
         *start += len;
         *offset += u64::from(undisclosed.is_none());
     }
     let consistency_proof = proof.0.iter().map(|hash| Hash(*hash)).collect();
     let append = Append {
-        feed,
+        feed: feed.clone(),
         first: append.first,
         entries: Vec::new(),
         checkpoint: append.checkpoint,
         checkpoint_size: append.checkpoint_size,
         consistency_proof,
     };
-    Ok(AppendRecord { append, slots })
+    Ok((append, RecordEntries { feed, slots, priority_proof: None }))
 }
 
 fn decode_fork(fork: proto::RecordFork) -> Result<ForkRecord, String> {

@@ -154,15 +154,9 @@ pub(super) fn correct_bits(file: &File, position: Position, record: &Record) -> 
 
 /// Returns the entries whose envelope a record contains.
 fn envelopes(record: &Record) -> impl Iterator<Item = (&FeedId, u64, &Slot)> {
-    let appended = record.appends.iter().flat_map(|recorded| {
-        let slots = (recorded.append.first..).zip(&recorded.slots);
-        slots.map(|(index, slot)| (&recorded.append.feed, index, slot))
-    });
-    let backfilled = record
-        .backfills
-        .iter()
-        .flat_map(|backfill| backfill.slots.iter().map(|(index, slot)| (&backfill.feed, *index, slot)));
-    appended.chain(backfilled).filter(|(.., slot)| slot.undisclosed.is_none())
+    let all = record.appends.iter().chain(&record.backfills);
+    let entries = all.flat_map(|entries| entries.slots.iter().map(|(index, slot)| (&entries.feed, *index, slot)));
+    entries.filter(|(.., slot)| slot.undisclosed.is_none())
 }
 
 /// Reads an envelope; returns its byte offset in the segment and its bytes, empty if the file ends
@@ -265,9 +259,8 @@ impl Walk {
         if let Some(record) = &record {
             self.tail = Some(Tail { seq: record.seq, hash: record.hash, end_offset: record.end_offset });
             self.found.newest = record.seq;
-            for recorded in &record.appends {
-                let end = recorded.append.first + recorded.slots.len() as u64;
-                self.found.sizes.insert(recorded.append.feed.clone(), end);
+            for (append, entries) in record.rest.appends.iter().zip(&record.appends) {
+                self.found.sizes.insert(append.feed.clone(), append.first + entries.slots.len() as u64);
             }
             for roster in &record.rest.rosters {
                 self.found.rosters.insert(roster.version, roster.clone());

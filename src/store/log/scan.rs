@@ -205,11 +205,8 @@ fn read_whole(file: &File, salt: &Salt, position: Position, tail: Tail) -> Resul
     file.read_exact_at(&mut body, u64::from(position.byte_offset) + record.body_start as u64)
         .map_err(|error| super::short(error, position))?;
     let body = Bytes::from(body);
-    for append in &record.appends {
-        append.check(&body).map_err(damaged)?;
-    }
-    for backfill in &record.backfills {
-        backfill.check(&body).map_err(damaged)?;
+    for entries in record.appends.iter().chain(&record.backfills) {
+        entries.check(&body).map_err(damaged)?;
     }
     Ok((record, body))
 }

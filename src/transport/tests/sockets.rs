@@ -18,9 +18,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::super::compression::negotiated;
 use super::super::{
-    AccessLevel, Compress, Connections, Connector, Credentials, Limits, ListenerOptions, MaybeCompressed, OnRejected,
-    PeerIdentity, Policy, RejectionRecord, SpiffeId, listen,
+    AccessLevel, Compress, Connections, Connector, Credentials, Limits, ListenerOptions, OnRejected, PeerIdentity,
+    Policy, RejectionRecord, SpiffeId, listen,
 };
 use super::world::{World, days, der, roster};
 use crate::budgets::{Bounds, Budget, Class, table};
@@ -531,7 +532,7 @@ async fn useless_frame_flood_ends_the_connection_with_a_record() {
             let name_of = ServerName::try_from("127.0.0.1").unwrap();
             let stream = TlsConnector::from(Arc::new(config)).connect(name_of, tcp).await.unwrap();
             let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
-            let (mut reading, mut writing) = tokio::io::split(MaybeCompressed::negotiated(stream, alpn.as_deref()));
+            let (mut reading, mut writing) = tokio::io::split(negotiated(stream, alpn.as_deref()));
             writing.write_all(PREFACE).await.unwrap();
             writing.flush().await.unwrap();
             // Read the replies, so that the flood does not stop for them.

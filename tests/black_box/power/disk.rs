@@ -416,7 +416,8 @@ impl Live<'_> {
             self.recording.effects[at].done_ns = done_ns;
             if let Effect::Write { byte_offset, bytes, .. } = &self.recording.effects[at].effect {
                 let written = usize::try_from(call.returned.unwrap_or(0)).unwrap();
-                assert_eq!(written, bytes.len(), "a write that was cut short is not understood");
+                let descriptor = call.number(0);
+                assert_eq!(written, bytes.len(), "{} to descriptor {descriptor} was cut short: {bytes:?}", call.name);
                 self.positions.insert(call.number(0), byte_offset + written);
             }
         }
@@ -428,6 +429,7 @@ impl Live<'_> {
             "open" => {
                 let path = call.bytes(0);
                 assert!(path.starts_with(b"/proc/") || path.starts_with(b"/sys/"), "a node opened {path:?} by open");
+                self.descriptors.remove(&returned);
             }
             "lseek" => {
                 self.positions.insert(call.number(0), usize::try_from(returned).unwrap());

@@ -9,7 +9,7 @@ use barid_core::limits::ENVELOPE_BYTES_MAX;
 use barid_core::proto;
 use bytes::Bytes;
 
-use super::{BackfillRecord, Slot};
+use super::{RecordEntries, Slot};
 use crate::store::{Content, NewEntry, PriorityEntry, validate};
 
 /// The proof of a priority entry.
@@ -58,7 +58,7 @@ pub(super) fn decode(
     priority: proto::RecordPriority,
     offset: &mut u64,
     start: &mut usize,
-) -> Result<BackfillRecord, String> {
+) -> Result<RecordEntries, String> {
     let feed: FeedId = priority.feed.parse().map_err(|error: barid_core::ids::NameError| error.to_string())?;
     let (index, len) = (priority.index, priority.envelope_size as usize);
     let digest =
@@ -74,7 +74,7 @@ pub(super) fn decode(
     let proof = proof.iter().map(|hash| Hash(*hash)).collect();
     let priority_proof =
         PriorityProof { proof, checkpoint: priority.checkpoint, checkpoint_size: priority.checkpoint_size };
-    Ok(BackfillRecord { feed, slots: vec![(index, slot)], priority_proof: Some(priority_proof) })
+    Ok(RecordEntries { feed, slots: vec![(index, slot)], priority_proof: Some(priority_proof) })
 }
 
 /// Encodes the index of a displaced entry.

@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::BulletinId;
 use crate::bulletin::field::Report;
+use crate::bulletin::rules::Rule;
 use crate::bulletin::vocabulary::{MsgType, Status};
 use crate::feed::checkpoint::Checkpoint;
 use crate::ids::{FeedId, Hash};
@@ -30,14 +31,14 @@ pub const KIND: KindInfo = KindInfo {
 fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     let Some(Content::FeedClosed(closed)) = &body.content else { return };
     if Status::read(&context.header.status) == Some(Status::Actual) {
-        report.add("header.status", &context.header.status, "System: it is about the network itself");
+        report.add("header.status", &context.header.status, Rule::SystemStatus);
     }
     let feed = closed.feed.parse::<FeedId>().ok();
     if feed.is_none_or(|feed| feed.member.as_str() != context.header.member) {
-        report.add("body.feed_closed.feed", &closed.feed, "a feed of the publisher");
+        report.add("body.feed_closed.feed", &closed.feed, Rule::FeedOfPublisher);
     }
     if closed.root.len() != 32 {
-        report.add("body.feed_closed.root", format_args!("{} bytes", closed.root.len()), "a hash of 32 bytes");
+        report.add("body.feed_closed.root", format_args!("{} bytes", closed.root.len()), Rule::Bytes32);
     }
 }
 

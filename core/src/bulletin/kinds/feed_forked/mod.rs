@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::BulletinId;
 use crate::bulletin::field::Report;
+use crate::bulletin::rules::Rule;
 use crate::bulletin::vocabulary::{MsgType, Status};
 use crate::follow::{CheckpointClaims, EntryClaims, EquivocationClaims, EquivocationEvidence};
 use crate::ids::FeedId;
@@ -35,16 +36,16 @@ pub const KIND: KindInfo = KindInfo {
 fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     let Some(Content::FeedForked(forked)) = &body.content else { return };
     if Status::read(&context.header.status) == Some(Status::Actual) {
-        report.add("header.status", &context.header.status, "System: it is about the network itself");
+        report.add("header.status", &context.header.status, Rule::SystemStatus);
     }
     if forked.feed.parse::<FeedId>().is_err() {
-        report.add("body.feed_forked.feed", &forked.feed, "a feed such as ly.rabat.example/feed/1");
+        report.add("body.feed_forked.feed", &forked.feed, Rule::FeedName);
     }
     let claims = match EquivocationClaims::read(&forked.evidence) {
         Ok(claims) => claims,
         Err(error) => {
             let found = format_args!("{} bytes: {error}", forked.evidence.len());
-            return report.add("body.feed_forked.evidence", found, "a file that proves a fork");
+            return report.add("body.feed_forked.evidence", found, Rule::ForkEvidence);
         }
     };
     let expected = content(&claims, Bytes::new());
@@ -60,7 +61,7 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
         ("other_digest", expected.other_digest == forked.other_digest),
     ];
     for (field, _) in fits.into_iter().filter(|(_, fits)| !fits) {
-        report.add(format_args!("body.feed_forked.{field}"), "another one", "the value in the evidence");
+        report.add(format_args!("body.feed_forked.{field}"), "another one", Rule::AsEvidence);
     }
 }
 

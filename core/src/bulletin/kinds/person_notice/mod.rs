@@ -5,6 +5,7 @@ use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::{line, paragraph};
 use crate::bulletin::countries::is_nationality;
 use crate::bulletin::field::Report;
+use crate::bulletin::rules::Rule;
 use crate::bulletin::times::Date;
 use crate::bulletin::vocabulary::{MsgType, NoticeColour, Sex};
 use crate::limits::{LINE_CHARS_MAX, LIST_MAX};
@@ -28,7 +29,7 @@ pub const KIND: KindInfo = KindInfo {
 fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     let Some(Content::PersonNotice(notice)) = &body.content else { return };
     if !context.header.handling.as_ref().is_some_and(|handling| handling.personal_data) {
-        report.add("header.handling.personal_data", "false", "true: a person notice names a person");
+        report.add("header.handling.personal_data", "false", Rule::NoticePersonalData);
     }
     let colour = report.parse("body.person_notice.colour", &notice.colour);
     let wanted = colour == Some(NoticeColour::Red);
@@ -37,11 +38,9 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     line("body.person_notice.given_names", &notice.given_names, false, LINE_CHARS_MAX, report);
     if !notice.date_of_birth.is_empty() {
         match partial_date(&notice.date_of_birth) {
-            None => {
-                report.add("body.person_notice.date_of_birth", &notice.date_of_birth, "YYYY-MM-DD, YYYY-MM or YYYY");
-            }
+            None => report.add("body.person_notice.date_of_birth", &notice.date_of_birth, Rule::Birth),
             Some(earliest) if earliest > context.latest_day() => {
-                report.add("body.person_notice.date_of_birth", &notice.date_of_birth, "a day that has passed");
+                report.add("body.person_notice.date_of_birth", &notice.date_of_birth, Rule::DayPassed);
             }
             Some(_) => {}
         }
@@ -49,16 +48,15 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     let field = "body.person_notice.nationalities";
     for (n, code) in report.bounded(field, &notice.nationalities, LIST_MAX).iter().enumerate() {
         if !is_nationality(code) {
-            let expected = "an ISO 3166-1 alpha-3 code such as `TUN`, or XXA, XXB, XXC, XXX (ICAO Doc 9303-3)";
-            report.add(format_args!("{field}[{n}]"), code, expected);
+            report.add(format_args!("{field}[{n}]"), code, Rule::Nationality);
         } else if notice.nationalities.iter().take(n).any(|other| other == code) {
-            report.add(format_args!("{field}[{n}]"), code, "each nationality once");
+            report.add(format_args!("{field}[{n}]"), code, Rule::Once);
         }
     }
     report.parse::<Sex>("body.person_notice.sex", &notice.sex);
     let field = "body.person_notice.charges";
     if wanted && notice.charges.is_empty() {
-        report.missing(field, "at least one charge: a Red notice is for prosecution or to serve a sentence");
+        report.missing(field, Rule::ChargeNeeded);
     }
     for (n, charge) in report.bounded(field, &notice.charges, LIST_MAX).iter().enumerate() {
         line(format_args!("{field}[{n}].offence"), &charge.offence, true, LINE_CHARS_MAX, report);

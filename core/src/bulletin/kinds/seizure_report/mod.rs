@@ -7,6 +7,7 @@ use crate::bulletin::countries::is_alpha2;
 use crate::bulletin::field::Report;
 use crate::bulletin::geo::{Locode, Point, decimal};
 use crate::bulletin::header::time;
+use crate::bulletin::rules::Rule;
 use crate::bulletin::times::digits;
 use crate::bulletin::vocabulary::{Conveyance, MsgType};
 use crate::limits::{LINE_CHARS_MAX, LIST_MAX};
@@ -30,21 +31,17 @@ pub const KIND: KindInfo = KindInfo {
 fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     let Some(Content::SeizureReport(seizure)) = &body.content else { return };
     if context.header.handling.as_ref().is_some_and(|handling| handling.personal_data) {
-        report.add(
-            "header.handling.personal_data",
-            "true",
-            "false: a seizure report names no person (WCO CEN practice)",
-        );
+        report.add("header.handling.personal_data", "true", Rule::SeizurePersonalData);
     }
     match time("body.seizure_report.seized_at", seizure.seized_at.as_ref(), report) {
         Some(seized_at) if seized_at > context.latest() => {
-            report.add("body.seizure_report.seized_at", seized_at, "an instant that has passed");
+            report.add("body.seizure_report.seized_at", seized_at, Rule::InstantPassed);
         }
-        None if seizure.seized_at.is_none() => report.missing("body.seizure_report.seized_at", "an instant"),
+        None if seizure.seized_at.is_none() => report.missing("body.seizure_report.seized_at", Rule::Instant),
         _ => {}
     }
     if seizure.locode.is_empty() && seizure.coordinates.is_empty() {
-        report.missing("body.seizure_report.locode", "a UN/LOCODE such as `TNTUN`, or coordinates");
+        report.missing("body.seizure_report.locode", Rule::LocodeOrPoint);
     }
     if !seizure.locode.is_empty() {
         report.parse::<Locode>("body.seizure_report.locode", &seizure.locode);
@@ -53,7 +50,7 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
         report.parse::<Point>("body.seizure_report.coordinates", &seizure.coordinates);
     }
     if seizure.goods.is_empty() {
-        report.missing("body.seizure_report.goods", "at least one line of goods");
+        report.missing("body.seizure_report.goods", Rule::GoodsNeeded);
     }
     for (n, goods) in report.bounded("body.seizure_report.goods", &seizure.goods, LIST_MAX).iter().enumerate() {
         self::goods(n, goods, report);
@@ -61,8 +58,7 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     report.parse::<Conveyance>("body.seizure_report.conveyance", &seizure.conveyance);
     for (n, place) in report.bounded("body.seizure_report.route", &seizure.route, LIST_MAX).iter().enumerate() {
         if !is_alpha2(place) && place.parse::<Locode>().is_err() {
-            let expected = "a UN/LOCODE such as `TNTUN`, or an ISO 3166-1 alpha-2 code such as `TN`";
-            report.add(format_args!("body.seizure_report.route[{n}]"), place, expected);
+            report.add(format_args!("body.seizure_report.route[{n}]"), place, Rule::LocodeOrCountry);
         }
     }
     paragraph("body.seizure_report.concealment", &seizure.concealment, report);
@@ -71,14 +67,14 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
 fn goods(n: usize, goods: &proto::Goods, report: &mut Report) {
     let field = |name: &'static str| format!("body.seizure_report.goods[{n}].{name}");
     if !is_hs_code(&goods.hs_code) {
-        report.add(field("hs_code"), &goods.hs_code, "a WCO HS code of 2, 4 or 6 digits, chapters 01 to 97 without 77");
+        report.add(field("hs_code"), &goods.hs_code, Rule::HsCode);
     }
     line(format_args!("body.seizure_report.goods[{n}].description"), &goods.description, true, LINE_CHARS_MAX, report);
     if !decimal(&goods.quantity).is_some_and(|quantity| quantity > 0.0) {
-        report.add(field("quantity"), &goods.quantity, "a decimal number above 0 such as `12.5`");
+        report.add(field("quantity"), &goods.quantity, Rule::Quantity);
     }
     if !is_unit(&goods.unit) {
-        report.add(field("unit"), &goods.unit, "a UN/CEFACT Recommendation 20 code such as `KGM`, `LTR` or `C62`");
+        report.add(field("unit"), &goods.unit, Rule::Unit);
     }
 }
 

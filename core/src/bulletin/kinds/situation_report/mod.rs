@@ -7,6 +7,7 @@ use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::{line, paragraph};
 use crate::bulletin::field::Report;
 use crate::bulletin::header::time;
+use crate::bulletin::rules::Rule;
 use crate::bulletin::vocabulary::MsgType;
 use crate::limits::{HEADLINE_CHARS_MAX, LINE_CHARS_MAX, LIST_MAX};
 use crate::proto;
@@ -30,7 +31,7 @@ fn validate(body: &proto::Body, _context: &Context<'_>, report: &mut Report) {
     let Some(Content::SituationReport(situation)) = &body.content else { return };
     let mut instant = |field: &str, timestamp: Option<&Timestamp>| {
         if timestamp.is_none() {
-            report.missing(field, "an instant");
+            report.missing(field, Rule::Instant);
         }
         time(field, timestamp, report)
     };
@@ -39,11 +40,11 @@ fn validate(body: &proto::Body, _context: &Context<'_>, report: &mut Report) {
     if let (Some(start), Some(end)) = (start, end)
         && end < start
     {
-        report.add("body.situation_report.period_end", end, format_args!("not before period_start, {start}"));
+        report.add("body.situation_report.period_end", end, Rule::PeriodOrder { start });
     }
     let field = "body.situation_report.observations";
     if situation.observations.is_empty() {
-        report.missing(field, "at least one observation");
+        report.missing(field, Rule::ObservationNeeded);
     }
     for (n, observation) in report.bounded(field, &situation.observations, LIST_MAX).iter().enumerate() {
         line(format_args!("{field}[{n}].subject"), &observation.subject, true, HEADLINE_CHARS_MAX, report);

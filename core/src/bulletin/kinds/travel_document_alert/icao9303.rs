@@ -5,6 +5,7 @@
 //! years. Out of scope: chips, visual zones, and whether a state exists
 //! ([`crate::bulletin::countries`]).
 
+use crate::bulletin::rules::Rule;
 use crate::bulletin::times::{Date, month_days};
 
 /// The five layouts.
@@ -55,12 +56,12 @@ pub struct ShortDate(String);
 
 /// One fault in a zone.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: expected {expected}")]
+#[error("line {line}: expected {rule}")]
 pub struct Fault {
     /// Line, from 0.
     pub line: usize,
-    /// What was expected there.
-    pub expected: String,
+    /// The rule that it breaks.
+    pub rule: Rule,
 }
 
 /// Returns the check digit of Doc 9303-3 §4.9: weights 7, 3, 1; letters count from 10, fillers as
@@ -104,13 +105,12 @@ pub fn parse(lines: &[String]) -> Result<Mrz, Vec<Fault>> {
 pub fn check_print(lines: &[String]) -> Result<(), Vec<Fault>> {
     let all = |count: usize, chars: usize| lines.len() == count && lines.iter().all(|line| line.len() == chars);
     if !(all(3, 30) || all(2, 44) || all(2, 36)) {
-        let expected = "3 lines of 30, 2 of 36 or 2 of 44 characters (TD1, TD2, TD3, MRV-A, MRV-B)".to_owned();
         let odd = lines.iter().position(|line| ![30, 36, 44].contains(&line.len())).unwrap_or(0);
-        return Err(vec![Fault { line: odd, expected }]);
+        return Err(vec![Fault { line: odd, rule: Rule::ZoneLayout }]);
     }
     let strange = |line: &String| !line.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'<');
     let strange = lines.iter().enumerate().filter(|(_, line)| strange(line));
-    let fault = |(line, _)| Fault { line, expected: "A to Z, 0 to 9 and `<` only".to_owned() };
+    let fault = |(line, _)| Fault { line, rule: Rule::ZoneAlphabet };
     let faults: Vec<Fault> = strange.map(fault).collect();
     if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
@@ -143,10 +143,8 @@ fn layout(lines: &[String]) -> Result<Layout, Vec<Fault>> {
     if first && is_document_code(code.strip_suffix('<').unwrap_or(code)) {
         Ok(layout)
     } else {
-        let list = codes.chars().map(String::from).collect::<Vec<_>>().join(", ");
-        let expected =
-            format!("a document code that begins with {list} in this layout, and on a card has no V behind it");
-        Err(vec![Fault { line: 0, expected }])
+        let letters = codes.chars().map(String::from).collect::<Vec<_>>().join(", ");
+        Err(vec![Fault { line: 0, rule: Rule::ZoneDocumentCode { letters } }])
     }
 }
 
@@ -165,21 +163,19 @@ impl<'a> Zone<'a> {
     }
 
     /// Compares the character at `at` with the check digit of `text`.
-    fn checked(&self, line: usize, at: usize, what: &str, text: &str, faults: &mut Vec<Fault>) {
-        let (found, expected) = (self.char(line, at), check_digit(text));
-        if found != expected {
-            let expected = format!("check digit {expected} of the {what} in place {}", at + 1);
-            faults.push(Fault { line, expected });
+    fn checked(&self, line: usize, at: usize, part: &'static str, text: &str, faults: &mut Vec<Fault>) {
+        let digit = check_digit(text);
+        if self.char(line, at) != digit {
+            faults.push(Fault { line, rule: Rule::ZoneCheckDigit { digit, part, place: at + 1 } });
         }
     }
 
-    fn date(&self, line: usize, from: usize, what: &str, faults: &mut Vec<Fault>) -> ShortDate {
+    fn date(&self, line: usize, from: usize, part: &'static str, faults: &mut Vec<Fault>) -> ShortDate {
         let text = self.text(line, from, from + 6);
-        self.checked(line, from + 6, what, text, faults);
+        self.checked(line, from + 6, part, text, faults);
         let date = ShortDate(text.to_owned());
         if !date.is_plausible() {
-            let expected = format!("{what} as YYMMDD, `<` where unknown, from place {}", from + 1);
-            faults.push(Fault { line, expected });
+            faults.push(Fault { line, rule: Rule::ZoneDate { part, place: from + 1 } });
         }
         date
     }
@@ -187,7 +183,7 @@ impl<'a> Zone<'a> {
     fn sex(&self, line: usize, at: usize, faults: &mut Vec<Fault>) -> char {
         let sex = self.char(line, at);
         if !matches!(sex, 'M' | 'F' | '<') {
-            faults.push(Fault { line, expected: format!("M, F or `<` in place {}", at + 1) });
+            faults.push(Fault { line, rule: Rule::ZoneSex { place: at + 1 } });
         }
         sex
     }
@@ -211,23 +207,18 @@ fn number(
     if zone.char(line, from + 9) != '<' || !may_overflow {
         zone.checked(line, from + 9, "document number", places, faults);
         if places.starts_with('<') {
-            faults.push(Fault { line, expected: format!("a document number from place {}", from + 1) });
+            faults.push(Fault { line, rule: Rule::ZoneNumber { place: from + 1 } });
         }
         return (without_fillers(places), trimmed(optional));
     }
     let (overflow, rest) = optional.split_once('<').unwrap_or((optional, ""));
     let (tail, digit) = overflow.split_at(overflow.len().saturating_sub(1));
     if places.contains('<') || tail.is_empty() {
-        let expected = format!(
-            "a check digit in place {}, or a longer number and its check digit in the optional field",
-            from + 10
-        );
-        faults.push(Fault { line, expected });
+        faults.push(Fault { line, rule: Rule::ZoneNumberOrOverflow { place: from + 10 } });
     } else {
         let expected = check(places.bytes().chain(tail.bytes()));
         if !digit.starts_with(expected) {
-            let expected = format!("check digit {expected} of the document number at the end of its overflow");
-            faults.push(Fault { line, expected });
+            faults.push(Fault { line, rule: Rule::ZoneOverflowDigit { digit: expected } });
         }
     }
     (format!("{places}{tail}"), trimmed(rest))
@@ -303,7 +294,7 @@ fn names(field: &str, line: usize, faults: &mut Vec<Fault>) -> (String, String) 
     let (family, given) = field.split_once("<<").unwrap_or((field, ""));
     let misplaced_filler = family.starts_with('<') || family.is_empty() && given.starts_with('<');
     if misplaced_filler || field.bytes().any(|b| b.is_ascii_digit()) {
-        faults.push(Fault { line, expected: "a name of letters and fillers".to_owned() });
+        faults.push(Fault { line, rule: Rule::ZoneName });
     }
     (trimmed(family).replace('<', " "), trimmed(given).replace('<', " "))
 }
@@ -446,7 +437,7 @@ mod tests {
         assert_eq!(td2("D23145890<UTO3407127M95071227349<<<8").unwrap().document_number, "D23145890734");
         assert_eq!(td2("D23145890<UTO3407127M95071227350<<<6").unwrap().document_number, "D23145890735");
         let faults = td2("D23145890<UTO3407127M9507122<<<<<<<6").unwrap_err();
-        assert!(faults[0].expected.contains("in place 10"), "neither digit nor overflow: {faults:?}");
+        assert_eq!(faults[0].rule, Rule::ZoneNumberOrOverflow { place: 10 }, "neither digit nor overflow");
     }
 
     #[test]
@@ -472,7 +463,8 @@ mod tests {
     #[test]
     fn zone_faults_name_line_and_place() {
         let faults = read(&[TD1[0], "7408123F1204159UTO<<<<<<<<<<<6", TD1[2]]).unwrap_err();
-        assert_eq!(faults[0], Fault { line: 1, expected: "check digit 2 of the date of birth in place 7".to_owned() });
+        let rule = Rule::ZoneCheckDigit { digit: '2', part: "date of birth", place: 7 };
+        assert_eq!(faults[0], Fault { line: 1, rule });
         assert_eq!(faults.len(), 2, "the whole zone's digit covers it too");
         assert_eq!(read(&[TD3[0], "short"]).unwrap_err()[0].line, 1);
         assert_eq!(read(&[TD3[0], &TD3[1].to_lowercase()]).unwrap_err()[0].line, 1);

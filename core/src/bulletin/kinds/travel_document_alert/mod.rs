@@ -10,6 +10,7 @@ use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::line;
 use crate::bulletin::countries::is_issuing_state;
 use crate::bulletin::field::{FieldError, Report};
+use crate::bulletin::rules::Rule;
 use crate::bulletin::times::Date;
 use crate::bulletin::vocabulary::{FraudType, MsgType};
 use crate::limits::LINE_CHARS_MAX;
@@ -36,22 +37,19 @@ pub const KIND: KindInfo = KindInfo {
 /// digit and filler).
 const NUMBER_CHARS_MAX: usize = 22;
 
-const STATE: &str = "a state or organisation of ICAO Doc 9303-3 such as `NER`, `D` or `XPO`";
-
 fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     let Some(Content::TravelDocumentAlert(alert)) = &body.content else { return };
     let number = &alert.document_number;
     let upper = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit();
     if !(1..=NUMBER_CHARS_MAX).contains(&number.len()) || !number.bytes().all(upper) {
-        let expected = format_args!("1 to {NUMBER_CHARS_MAX} of A to Z and 0 to 9, without fillers and spaces");
-        report.add("body.travel_document_alert.document_number", number, expected);
+        let rule = Rule::DocumentNumber { max: NUMBER_CHARS_MAX };
+        report.add("body.travel_document_alert.document_number", number, rule);
     }
     if !is_issuing_state(&alert.issuing_state) {
-        report.add("body.travel_document_alert.issuing_state", &alert.issuing_state, STATE);
+        report.add("body.travel_document_alert.issuing_state", &alert.issuing_state, Rule::IssuingState);
     }
     if !is_document_code(&alert.document_type) {
-        let expected = "an ICAO document code: P, V, I, A, C or one of them and a letter or digit, not AV, CV, IV";
-        report.add("body.travel_document_alert.document_type", &alert.document_type, expected);
+        report.add("body.travel_document_alert.document_type", &alert.document_type, Rule::DocumentCode);
     }
     report.parse::<FraudType>("body.travel_document_alert.fraud_type", &alert.fraud_type);
     dates(alert, context, report);
@@ -71,13 +69,12 @@ fn dates(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut
     if let (Some(issue), Some(expiry)) = (issue, expiry)
         && expiry < issue
     {
-        let expected = format_args!("not before date_of_issue, {issue}");
-        report.add("body.travel_document_alert.date_of_expiry", expiry, expected);
+        report.add("body.travel_document_alert.date_of_expiry", expiry, Rule::IssueOrder { issue });
     }
     let today = context.latest_day();
     for (field, date) in [("date_of_issue", issue), ("date_of_incident", incident)] {
         if let Some(date) = date.filter(|date| *date > today) {
-            report.add(format_args!("body.travel_document_alert.{field}"), date, "a day that has come");
+            report.add(format_args!("body.travel_document_alert.{field}"), date, Rule::DayPassed);
         }
     }
 }
@@ -86,8 +83,7 @@ fn dates(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut
 /// data.
 fn mrz(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut Report) {
     if !context.header.handling.as_ref().is_some_and(|handling| handling.personal_data) {
-        let expected = "true: a machine readable zone names a person";
-        report.add("header.handling.personal_data", "false", expected);
+        report.add("header.handling.personal_data", "false", Rule::ZonePersonalData);
     }
     let mrz = match zone(alert) {
         Ok(mrz) => mrz,
@@ -95,7 +91,7 @@ fn mrz(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut R
         // are shown to the reader.
         Err(_) if is_falsified(alert) && icao9303::check_print(&alert.mrz).is_ok() => return,
         Err(faults) => {
-            return faults.into_iter().for_each(|fault| report.add(fault.field, fault.found, fault.expected));
+            return faults.into_iter().for_each(|fault| report.add(fault.field, fault.found, fault.rule));
         }
     };
     for (field, given, printed) in [
@@ -103,35 +99,35 @@ fn mrz(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut R
         ("issuing_state", &alert.issuing_state, &mrz.issuing_state),
     ] {
         if given != printed {
-            let expected = format_args!("`{printed}`, as in the machine readable zone");
-            report.add(format_args!("body.travel_document_alert.{field}"), given, expected);
+            let rule = Rule::AsZone { value: printed.clone() };
+            report.add(format_args!("body.travel_document_alert.{field}"), given, rule);
         }
     }
     if !mrz.document_code.starts_with(&alert.document_type) {
-        let expected = format_args!("`{}`, as in the machine readable zone", mrz.document_code);
-        report.add("body.travel_document_alert.document_type", &alert.document_type, expected);
+        let rule = Rule::AsZone { value: mrz.document_code.clone() };
+        report.add("body.travel_document_alert.document_type", &alert.document_type, rule);
     }
     if let Ok(expiry) = alert.date_of_expiry.parse::<Date>()
         && !mrz.date_of_expiry.may_be(expiry)
     {
-        let expected = format_args!("YYMMDD {}, as in the machine readable zone", mrz.date_of_expiry.as_str());
-        report.add("body.travel_document_alert.date_of_expiry", expiry, expected);
+        let rule = Rule::ExpiryAsZone { date: mrz.date_of_expiry.as_str().to_owned() };
+        report.add("body.travel_document_alert.date_of_expiry", expiry, rule);
     }
 }
 
 /// Returns the parsed zone if it is fully valid.
 fn zone(alert: &proto::TravelDocumentAlert) -> Result<icao9303::Mrz, Vec<FieldError>> {
-    let fault = |line: usize, expected: String| {
+    let fault = |line: usize, rule: Rule| {
         let found = alert.mrz.get(line).map_or("", String::as_str);
-        FieldError::new(format_args!("body.travel_document_alert.mrz[{line}]"), found, expected)
+        FieldError::new(format_args!("body.travel_document_alert.mrz[{line}]"), found, rule)
     };
     let mrz = icao9303::parse(&alert.mrz)
-        .map_err(|faults| faults.into_iter().map(|of| fault(of.line, of.expected)).collect::<Vec<_>>())?;
+        .map_err(|faults| faults.into_iter().map(|of| fault(of.line, of.rule)).collect::<Vec<_>>())?;
     if !is_issuing_state(&mrz.issuing_state) {
-        return Err(vec![fault(0, STATE.to_owned())]);
+        return Err(vec![fault(0, Rule::IssuingState)]);
     }
     if !is_issuing_state(&mrz.nationality) {
-        return Err(vec![fault(1, "a nationality of ICAO Doc 9303-3 such as `NER`, `D` or `XXA`".to_owned())]);
+        return Err(vec![fault(1, Rule::ZoneNationality)]);
     }
     Ok(mrz)
 }
@@ -242,8 +238,8 @@ mod tests {
         alert.fraud_type = "counterfeit".to_owned();
         assert!(misfits(alert).is_empty(), "all fits");
         wrong_digit(alert);
-        let found: Vec<String> = misfits(alert).into_iter().map(|misfit| misfit.expected).collect();
-        assert!(found.iter().any(|misfit| misfit.contains("date of birth in place 20")), "{found:?}");
+        let found: Vec<String> = misfits(alert).into_iter().map(|misfit| misfit.rule.to_string()).collect();
+        assert!(found.iter().any(|misfit| misfit.contains("date of birth at position 20")), "{found:?}");
         alert.fraud_type = "lost".to_owned();
         assert!(misfits(alert).is_empty(), "the node has validated those of others");
     }
