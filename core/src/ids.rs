@@ -277,7 +277,8 @@ pub enum Undisclosed {
     /// It was sent to this member, which is not in its audience; the content was dropped on
     /// receipt.
     Excluded,
-    /// It was sent, but is larger than this version accepts in full.
+    /// The content arrived, but it is larger than this version stores, so only its digest is
+    /// stored.
     TooLarge,
     /// It was sent, but its header cannot be decoded or is not understood, so nobody here may read
     /// it.

@@ -389,8 +389,8 @@ impl Api {
         }
     }
 
-    /// Returns all errors of a draft whose topic is in no working group, not only the error of the
-    /// topic.
+    /// Returns all errors of a draft whose topic begins with no known working group: those of its
+    /// other fields, too.
     fn without_topic(&self, caller: &Caller, draft: &proto::Draft) -> Status {
         let (now, roster_version) = (clock::unix_ms(), self.rosters.load().newest().version());
         let defaults = self.defaults(caller, BulletinId::new(now, &[0; 10]), now, roster_version);

@@ -62,7 +62,8 @@ const USED_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 type Message = Result<proto::SubscribeResponse, Status>;
 
 impl Api {
-    /// Sends the entries after the start of a subscription for as long as the client reads.
+    /// Sends the entries after the offset where a subscription begins, stored and new ones, for as
+    /// long as the client reads.
     ///
     /// # Errors
     /// The store cannot be read.

@@ -48,8 +48,8 @@ impl Crls {
         Self { held, trust, committer, audit_limiter, inbox: Arc::default() }
     }
 
-    /// Verifies peers' lists, applies them, and persists at most one for each authority and
-    /// [`PERSIST_EVERY`]. Never returns.
+    /// Verifies the revocation lists that peers send and applies them at once. Persists at most one
+    /// list per authority in each [`PERSIST_EVERY`]. Never returns.
     pub(super) async fn run(self) {
         loop {
             let next = self.inbox.next(Instant::now());

@@ -130,8 +130,8 @@ impl Directory {
         Self { own, roster: Some(roster) }
     }
 
-    /// Returns `ne (Niger)`, or the code alone if no roster names it. The text is clean, not
-    /// isolated.
+    /// Returns `ne (Niger)`, or the code alone if no roster names it. Control characters are
+    /// escaped; bidirectional isolates are not added.
     #[must_use]
     pub fn name(&self, code: &str, messages: &Messages) -> String {
         let member: Option<Member> = code.parse().ok();

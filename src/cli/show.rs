@@ -25,7 +25,8 @@ const CONCURRENT_REQUESTS_MAX: usize = 8;
 /// The bulletin.
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
-    /// Bulletin: `ne/0197…`, the id alone, the beginning of either, or its offset: `7` or `'#7'`.
+    /// Bulletin: `ne/0197…`, or the id alone, or the first characters of either; or its offset at
+    /// this node, `7` or `'#7'`.
     #[arg(value_name = "MEMBER/ID")]
     bulletin: BulletinRef,
     /// Member that published it, if several have published one with this id.

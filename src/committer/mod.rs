@@ -70,7 +70,8 @@ pub const DISK_SPACE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
 pub const RECORDS_BYTES_MAX: usize = 8 << 20;
 
-/// Signing keys of the committer. Only the writer signs statements that a commit makes true.
+/// Signing keys of the committer. Only its writer uses them: checkpoints are signed with the commit
+/// that holds them, cosignatures and custody notes after the entries they cover are durable.
 pub struct Keys {
     /// Keys of the feed's epoch: Ed25519 and, if the roster lists one, ML-DSA-44.
     pub feed: Vec<SigningKey>,

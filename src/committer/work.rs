@@ -61,7 +61,8 @@ pub struct Backfilled {
     pub custody: Vec<Bytes>,
 }
 
-/// Content for entries held as digests, and the digests held around them.
+/// Verified content for entries of which only digests are held, and the ranges of digests that it
+/// fills.
 #[derive(Clone, Debug)]
 pub struct BackfillWork {
     /// Verified content.

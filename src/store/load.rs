@@ -97,8 +97,8 @@ pub(super) fn dangling(what: &str) -> ReadError {
     ReadError::Damaged(format!("the index database refers to a {what} that is not in its record"))
 }
 
-/// Loads the right edge of a feed's tree: the newest digests from the log, and the roots of the
-/// newest tiles from the index database.
+/// Loads the right edge of a feed's Merkle tree: the newest digests from the log, and the roots of
+/// the newest tiles (complete subtrees) from the index database.
 fn tiled_tree(index_db: &IndexDb, log: &LogReader, number: FeedNumber, size: u64) -> Result<TiledTree, ReadError> {
     let mut rows = Vec::new();
     let mut count = size;

@@ -110,7 +110,8 @@ pub enum Alarm {
     IndexDamaged,
     /// Two rosters of one version have valid signatures.
     RosterFork { version: u64, by: Member },
-    /// A roster with enough signatures revokes what an earlier one settled.
+    /// Member `by` sent a roster that has enough signatures, but changes what no later roster may
+    /// change, such as the size of a closed feed. It is rejected.
     RosterRejected { why: String, by: Member },
     /// Two nodes use a peer's identity.
     DuplicateIdentity { peer: Member },

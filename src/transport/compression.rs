@@ -31,8 +31,8 @@ pub(super) const ALPN_PLAIN: &[u8] = b"h2";
 pub(super) const ALPN_ZSTD: &[u8] = b"barid-zstd/1";
 /// Compression level: most of the gain, at some hundred MB/s per core.
 const LEVEL: i32 = 3;
-/// Base-2 logarithm of the window: how far back matches reach, and the memory at both ends. It
-/// covers some hundred bulletins.
+/// Base-2 logarithm of the compression window in bytes. Compressor and decompressor each allocate
+/// one window; 1 MiB spans several hundred bulletins.
 const WINDOW_LOG: u32 = 20;
 /// Output bytes between two checks of the inflation ratio: many full batches.
 const INFLATED_BYTES: u64 = 64 << 20;
