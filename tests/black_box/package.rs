@@ -159,6 +159,14 @@ impl Root {
         fs::write(root.path("etc/group"), "root:x:0:\n").unwrap();
         // A file suffices for what scripts discard; devices may not be permitted here.
         fs::write(root.path("dev/null"), "").unwrap();
+        // A statically linked program reads its random numbers from these.
+        for (name, minor) in [("random", "8"), ("urandom", "9")] {
+            let made = Command::new("mknod").arg(root.path("dev").join(name)).args(["c", "1", minor]).output();
+            let made = made.map_err(|error| format!("mknod: {error}"))?;
+            if !made.status.success() {
+                return Err(format!("a device cannot be created: {}", text(&made.stderr)));
+            }
+        }
         for program in PROGRAMS {
             root.copy_program(program)?;
         }
