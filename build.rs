@@ -6,7 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(&files, ["proto"])?;
-    // What reflection tells a member's own people: not what peers speak, nor what lies on the disk.
+    // Descriptors that reflection serves to a member's own clients: no messages between nodes or on the disk.
     let api = protox::compile(files.iter().filter(|file| !file.ends_with("exchange.proto")), ["proto"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("api.descriptors.bin"), protox::prost::Message::encode_to_vec(&api))?;

@@ -23,7 +23,7 @@ lint:
 deny:
     cargo deny --locked check
 
-# Four members on this machine tell the main story.
+# Four members on this machine run the main scenario.
 demo *options:
     cargo run --release --locked -- demo {{options}}
 

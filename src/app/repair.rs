@@ -54,7 +54,7 @@ pub async fn repair(config: &NodeConfig, check_only: bool) -> Result<RepairOutco
     let options = DiskOptions::new(config.feed.member.clone(), config.feed.exchange.clone());
     let mut repair = Repair::open(&config.text.data, &options)?;
     let promised = read_high_water_size(&high_water_mark_path(config)).map_err(StartError::from)?;
-    // A truncated scan cannot tell what is missing.
+    // A truncated scan does not show what is missing.
     let missing =
         if repair.is_truncated() { 0 } else { promised.unwrap_or(0).saturating_sub(repair.size(&config.feed)) };
     let mut unreached = BTreeMap::new();

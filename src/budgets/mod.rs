@@ -255,12 +255,17 @@ impl Budget {
     }
 
     /// Returns whether a charge waits for units that `owner` uses: another charge of its own, or
-    /// one that does not fit the total.
+    /// one that does not fit the total while `owner` uses at least an even share of it. An owner
+    /// that uses little is not blamed for what others use up.
     #[must_use]
     pub fn blocks_waiters(&self, owner: &Owner) -> bool {
         let state = self.shared.state.lock();
         let of_own = |class| state.waiting.has(&(owner.clone(), class));
-        !state.waiting.is_empty() && (state.full.contains(&true) || of_own(Class::Ordinary) || of_own(Class::Reserved))
+        let even_share = || state.used / state.owners.len().max(1) as u64;
+        !state.waiting.is_empty()
+            && (of_own(Class::Ordinary)
+                || of_own(Class::Reserved)
+                || state.full.contains(&true) && state.used_by(owner) >= even_share())
     }
 
     /// Returns the usage.

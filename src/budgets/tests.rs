@@ -47,6 +47,24 @@ fn budget_bounds_each_owner_and_the_total() {
     assert_eq!(usage.owners, [(two, 20)], "owners without usage are removed");
 }
 
+#[tokio::test]
+async fn owner_blocks_waiters_by_its_own_charges_or_by_a_large_share_of_the_total() {
+    let budget = Budget::new(&SPEC);
+    let (large, small, third) = (identity("large"), identity("small"), identity("third"));
+    let held = budget.try_charge(&large, Class::Ordinary, 60).unwrap();
+    let _little = budget.try_charge(&small, Class::Ordinary, 10).unwrap();
+    assert!(!budget.blocks_waiters(&large), "no charge waits");
+    let mut own = std::pin::pin!(budget.charge(&large, Class::Ordinary, 5));
+    assert!(own.as_mut().now_or_never().is_none());
+    assert!(budget.blocks_waiters(&large) && !budget.blocks_waiters(&small));
+    drop(held);
+    let _own = own.await;
+    let _held = budget.try_charge(&large, Class::Ordinary, 50).unwrap();
+    let mut other = std::pin::pin!(budget.charge(&third, Class::Ordinary, 20));
+    assert!(other.as_mut().now_or_never().is_none(), "the total is used up");
+    assert!(budget.blocks_waiters(&large) && !budget.blocks_waiters(&small));
+}
+
 #[tokio::test(start_paused = true)]
 async fn waiting_charges_are_granted_in_order_as_others_are_released() {
     let budget = Budget::new(&SPEC);

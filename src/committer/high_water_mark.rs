@@ -51,6 +51,9 @@ pub enum HighWaterMarkError {
          high-water mark the feed needs recovery, and `barid recover` opens its next epoch"
     )]
     Damaged(PathBuf),
+    /// The record of a needed recovery has its former name.
+    #[error("the file {0} is now named `needs-recovery`: rename it")]
+    Renamed(PathBuf),
 }
 
 /// The open file of the mark. The mark is 128 bytes long, so that one write is one sector.
@@ -128,8 +131,16 @@ fn parse(text: &str) -> Option<HighWaterMark> {
 }
 
 /// Returns why an epoch needs recovery, or `None`. `high_water_mark` is the path of the mark.
+///
+/// # Errors
+/// The file cannot be read, or it has its former name: a feed must not be continued because its
+/// record was renamed.
 pub(crate) fn read_needs_recovery(high_water_mark: &Path, epoch: u32) -> Result<Option<String>, HighWaterMarkError> {
     let path = needs_recovery_path(high_water_mark);
+    let former = path.with_file_name("doubt");
+    if former.exists() {
+        return Err(HighWaterMarkError::Renamed(former));
+    }
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -227,6 +238,11 @@ mod tests {
         assert!(read_needs_recovery(&high_water_mark, 1).unwrap().is_some(), "its epoch has not ended");
         clear_needs_recovery(&high_water_mark, 2);
         assert!(!folder.path().join("needs-recovery").exists());
+        let former = folder.path().join("doubt");
+        std::fs::write(&former, "barid doubt v1\n2\na peer holds more\n").unwrap();
+        let error = read_needs_recovery(&high_water_mark, 2).unwrap_err().to_string();
+        assert!(error.contains("`needs-recovery`: rename it"), "{error}");
+        std::fs::remove_file(former).unwrap();
         std::fs::write(folder.path().join("needs-recovery"), "").unwrap();
         assert!(read_needs_recovery(&high_water_mark, 2).unwrap().is_some());
         clear_needs_recovery(&high_water_mark, 2);

@@ -2,7 +2,7 @@
 //! recorded one by one, the rest as a count.
 //!
 //! In scope: counting by source and reason, within named bounds. Takes time as an argument; its
-//! only effect is the record. Out of scope: the events, and how sources are told apart.
+//! only effect is the record. Out of scope: the events, and how sources are distinguished.
 
 use std::collections::HashMap;
 use std::time::Duration;

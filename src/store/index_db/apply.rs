@@ -43,7 +43,7 @@ struct Ids<'a> {
 }
 
 /// Applies commits that follow the cursor of the index database. After an error some of them are
-/// applied; the cursor tells which.
+/// applied; the cursor names the last one.
 pub(in crate::store) fn apply(index_db: &IndexDb, commits: &[PendingCommit]) -> Result<(), ReadError> {
     // A commit with backfills or priority entries is applied alone, because it reads what it
     // changes from the index database.
