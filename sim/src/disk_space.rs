@@ -66,12 +66,12 @@ pub(crate) struct Seen {
     /// Bytes free above the reserve: the maximum so far, and at the last check.
     most: u64,
     last: u64,
-    owners: BTreeMap<Member, Brought>,
-    bringers: BTreeMap<Member, Brought>,
+    owners: BTreeMap<Member, Received>,
+    senders: BTreeMap<Member, Received>,
 }
 
 #[derive(Default)]
-struct Brought {
+struct Received {
     all: u64,
     /// The part that has not decayed yet, times [`DAY`].
     fresh: u128,
@@ -81,23 +81,23 @@ impl Seen {
     fn look(&mut self, above: u64, now: u64) {
         let passed = u128::from(now - self.at);
         (self.at, self.last, self.most) = (now, above, self.most.max(above));
-        for (accounts, shares) in [(&mut self.owners, 1), (&mut self.bringers, RELAY_SHARES)] {
+        for (accounts, shares) in [(&mut self.owners, 1), (&mut self.senders, RELAY_SHARES)] {
             let back = u128::from(share(self.most, shares)) * passed;
-            accounts.values_mut().for_each(|brought| brought.fresh = brought.fresh.saturating_sub(back));
+            accounts.values_mut().for_each(|received| received.fresh = received.fresh.saturating_sub(back));
         }
     }
 
     /// Records accepted content. Returns the violation if a member has exceeded its share.
     fn accepted(&mut self, source: ContentSource<'_>, bytes: u64, actual: bool) -> Option<String> {
         let mut fault = None;
-        let both = [(&mut self.owners, source.owner, 1), (&mut self.bringers, source.sender_member, RELAY_SHARES)];
+        let both = [(&mut self.owners, source.owner, 1), (&mut self.senders, source.sender_member, RELAY_SHARES)];
         for (accounts, member, shares) in both {
-            let brought = accounts.entry(member.clone()).or_default();
-            brought.all += bytes;
-            brought.fresh += u128::from(bytes) * u128::from(DAY);
+            let received = accounts.entry(member.clone()).or_default();
+            received.all += bytes;
+            received.fresh += u128::from(bytes) * u128::from(DAY);
             let most = u128::from(share(self.most, shares)) * u128::from(DAY);
             let most = if actual { most + most / PRIORITY_PART } else { most };
-            if brought.fresh > most {
+            if received.fresh > most {
                 fault = Some(format!("{member} exceeded its share of the disk"));
             }
         }
@@ -106,10 +106,10 @@ impl Seen {
 
     /// Checks rejected content. Returns the violation if both members were within their shares.
     fn rejected(&self, source: ContentSource<'_>, bytes: u64) -> Option<String> {
-        let within = |accounts: &BTreeMap<Member, Brought>, member, shares| {
-            accounts.get(member).map_or(0, |brought| brought.all) + bytes <= share(self.last, shares)
+        let within = |accounts: &BTreeMap<Member, Received>, member, shares| {
+            accounts.get(member).map_or(0, |received| received.all) + bytes <= share(self.last, shares)
         };
-        let both = within(&self.owners, source.owner, 1) && within(&self.bringers, source.sender_member, RELAY_SHARES);
+        let both = within(&self.owners, source.owner, 1) && within(&self.senders, source.sender_member, RELAY_SHARES);
         both.then(|| format!("content of {} within its share was dropped", source.owner))
     }
 }

@@ -57,8 +57,9 @@ fn every_mutation_is_detected() {
             let place = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap();
             let Some(mutation) = Mutation::ALL.get(place).copied() else { return };
             let broken = |seed| {
-                let violations = run(seed, Some(mutation)).violations;
-                violations.first().map(|violation| (seed, violation.clone()))
+                let violation = run(seed, Some(mutation)).violations.into_iter().next()?;
+                // Seeds below `SEEDS` are known to be clean without a mutation.
+                (seed < SEEDS || run(seed, None).violations.is_empty()).then_some((seed, violation))
             };
             let mut seeds = (0..MOSTLY_WITHIN).chain(TRIED_EARLY).chain(MOSTLY_WITHIN..NOTICED_WITHIN);
             let found = seeds.find_map(broken);

@@ -49,6 +49,12 @@ pub(super) struct BulletinRef {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Named {
     Id(BulletinId),
+    Sought(Sought),
+}
+
+/// What must be searched for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Sought {
     /// The beginning of an id.
     Beginning(String),
     Offset(u64),
@@ -80,12 +86,12 @@ impl FromStr for BulletinRef {
             && !digits.starts_with(['0', '+'])
             && let Ok(offset) = digits.parse()
         {
-            return Ok(Self { member, named: Named::Offset(offset) });
+            return Ok(Self { member, named: Named::Sought(Sought::Offset(offset)) });
         }
         if !is_beginning(name) {
             return Err(Expected::Bulletin);
         }
-        Ok(Self { member, named: Named::Beginning(name.to_owned()) })
+        Ok(Self { member, named: Named::Sought(Sought::Beginning(name.to_owned())) })
     }
 }
 
@@ -114,10 +120,11 @@ impl BulletinRef {
             }
             (written, chosen) => written.as_ref().or(chosen),
         };
-        if let Named::Id(id) = self.named {
-            return Ok(WholeRef { member: member.cloned(), id });
-        }
-        let mut search = Search { bulletin: self, member, found: BTreeSet::new(), examined: 0 };
+        let sought = match &self.named {
+            Named::Id(id) => return Ok(WholeRef { member: member.cloned(), id: *id }),
+            Named::Sought(sought) => sought,
+        };
+        let mut search = Search::new(sought, self.member.as_ref(), member);
         let mut page_token = String::new();
         for _ in 0..SEARCH_PAGES_MAX {
             let page = client.history(search.request(page_token)).await?;
@@ -133,18 +140,27 @@ impl BulletinRef {
 
 /// A search through the history, newest first.
 struct Search<'a> {
-    bulletin: &'a BulletinRef,
+    sought: &'a Sought,
+    /// The member that is written with the bulletin.
+    written: Option<&'a Member>,
+    /// The member whose bulletins are searched: as written, or chosen by an option.
     member: Option<&'a Member>,
     found: BTreeSet<(Member, BulletinId)>,
     /// Bulletins looked at.
     examined: usize,
+    /// Whether an entry was damaged: its id is not known.
+    is_damaged: bool,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(sought: &'a Sought, written: Option<&'a Member>, member: Option<&'a Member>) -> Self {
+        Self { sought, written, member, found: BTreeSet::new(), examined: 0, is_damaged: false }
+    }
+
     fn request(&self, page_token: String) -> proto::HistoryRequest {
-        let since = match &self.bulletin.named {
-            Named::Beginning(beginning) => sent_since(beginning),
-            Named::Id(_) | Named::Offset(_) => None,
+        let since = match self.sought {
+            Sought::Beginning(beginning) => sent_since(beginning),
+            Sought::Offset(_) => None,
         };
         let members = self.member.iter().map(ToString::to_string).collect();
         let filter = Some(proto::Filter { members, ..proto::Filter::default() });
@@ -153,20 +169,27 @@ impl Search<'_> {
 
     /// Examines a page, and returns whether the search is complete.
     fn examine(&mut self, page: &proto::HistoryResponse) -> Result<bool, Failure> {
-        let wanted = match self.bulletin.named {
-            Named::Offset(offset) => Some(offset),
-            Named::Id(_) | Named::Beginning(_) => None,
+        let wanted = match self.sought {
+            Sought::Offset(offset) => Some(*offset),
+            Sought::Beginning(_) => None,
         };
         if page.damaged.iter().any(|damaged| Some(damaged.offset) == wanted) {
             return Err(Failure::new("damaged"));
         }
+        // An id names the first bulletin of its publisher that has it.
+        let reuses_id = |delivery: &&proto::Delivery| {
+            Some(delivery.offset) == wanted && delivery.flags.iter().any(|flag| flag == "duplicate-id")
+        };
+        if let Some(delivery) = page.deliveries.iter().find(reuses_id) {
+            return Err(Failure::usage("reused-id").with("offset", &delivery.offset));
+        }
+        self.is_damaged |= !page.damaged.is_empty();
         self.examined += page.deliveries.len();
         for delivery in &page.deliveries {
             let named = envelope::header_of(&delivery.envelope).ok().and_then(|header| {
-                let is_named = match &self.bulletin.named {
-                    Named::Id(id) => header.id == id.to_string(),
-                    Named::Beginning(beginning) => header.id.starts_with(beginning.as_str()),
-                    Named::Offset(offset) => delivery.offset == *offset,
+                let is_named = match self.sought {
+                    Sought::Beginning(beginning) => header.id.starts_with(beginning.as_str()),
+                    Sought::Offset(offset) => delivery.offset == *offset,
                 };
                 let id = || Some((header.member.parse::<Member>().ok()?, header.id.parse::<BulletinId>().ok()?));
                 if is_named { id() } else { None }
@@ -192,9 +215,11 @@ impl Search<'_> {
             return Err(Failure::usage("ambiguous-id").with("beginning", &name).with("ids", &all));
         }
         match self.found.pop_first() {
-            Some((member, id)) => Ok(WholeRef { member: Some(member), id }),
+            Some((member, id)) if is_complete => Ok(WholeRef { member: Some(member), id }),
+            None if self.is_damaged && matches!(self.sought, Sought::Beginning(_)) => Err(Failure::new("damaged")),
             None if is_complete => Err(Failure::new("no-such-bulletin").with("bulletin", &name)),
-            None => Err(Failure::new("id-not-searched")
+            // A bulletin that was not searched may have the same beginning.
+            Some(_) | None => Err(Failure::new("id-not-searched")
                 .with("bulletin", &name)
                 .with("nExamined", &self.examined)
                 .with("nPages", &SEARCH_PAGES_MAX)),
@@ -203,17 +228,16 @@ impl Search<'_> {
 
     /// Returns what was searched for, as the user may write it.
     fn name(&self) -> String {
-        let member = self.bulletin.member.as_ref().map(|member| format!("{member}/")).unwrap_or_default();
-        match &self.bulletin.named {
-            Named::Id(id) => format!("{member}{id}"),
-            Named::Beginning(beginning) => format!("{member}{beginning}"),
-            Named::Offset(offset) => format!("#{offset}"),
+        let member = self.written.map(|member| format!("{member}/")).unwrap_or_default();
+        match self.sought {
+            Sought::Beginning(beginning) => format!("{member}{beginning}"),
+            Sought::Offset(offset) => format!("#{offset}"),
         }
     }
 }
 
-/// Returns a time since which every bulletin was sent whose id begins so: a node accepts no id that
-/// is further ahead of its clock.
+/// Returns a time since which every bulletin was sent whose id begins so: a node publishes no id that
+/// is further ahead of its clock. A hostile member can sign another one; its offset finds it.
 fn sent_since(beginning: &str) -> Option<Timestamp> {
     let digits: String = beginning.chars().filter(|c| *c != '-').take(TIME_DIGITS).collect();
     let earliest_ms = u64::from_str_radix(&format!("{digits:0<TIME_DIGITS$}"), 16).ok()?;
@@ -281,9 +305,8 @@ mod tests {
 
     /// Searches one page; `is_complete` is whether there is no other.
     fn searched(text: &str, page: &proto::HistoryResponse, is_complete: bool) -> Result<WholeRef, Failure> {
-        let bulletin = parse(text);
-        let member = bulletin.member.as_ref();
-        let mut search = Search { bulletin: &bulletin, member, found: BTreeSet::new(), examined: 0 };
+        let BulletinRef { member, named: Named::Sought(sought) } = parse(text) else { panic!("a whole id") };
+        let mut search = Search::new(&sought, member.as_ref(), member.as_ref());
         let passed = search.examine(page)?;
         search.result(is_complete || passed)
     }
@@ -293,10 +316,10 @@ mod tests {
         assert_eq!(parse(ONE).named, Named::Id(ONE.parse().unwrap()));
         let with = parse(&format!("ne/{ONE}"));
         assert_eq!((with.member.unwrap().as_str(), with.named), ("ne", Named::Id(ONE.parse().unwrap())));
-        assert_eq!(parse("ne/01976f6e-7c00").named, Named::Beginning("01976f6e-7c00".to_owned()));
-        assert_eq!(parse("0197").named, Named::Beginning("0197".to_owned()));
+        assert_eq!(parse("ne/01976f6e-7c00").named, Named::Sought(Sought::Beginning("01976f6e-7c00".to_owned())));
+        assert_eq!(parse("0197").named, Named::Sought(Sought::Beginning("0197".to_owned())));
         for (text, offset) in [("#7", 7), ("7", 7), ("1300", 1_300), ("18446744073709551615", u64::MAX)] {
-            assert_eq!(parse(text).named, Named::Offset(offset), "{text}");
+            assert_eq!(parse(text).named, Named::Sought(Sought::Offset(offset)), "{text}");
         }
         for bad in [
             "",
@@ -325,7 +348,9 @@ mod tests {
         let page = page(&[(9, "ne", LATER), (8, "tn", ONE), (7, "ne", "not an id")]);
         let found = searched("01976f6e-7c01", &page, true).unwrap();
         assert_eq!((found.member.unwrap().as_str(), found.id.to_string().as_str()), ("ne", LATER));
-        assert_eq!(searched("01976f6e-7c00", &page, false).unwrap().member.unwrap().as_str(), "tn");
+        assert_eq!(searched("01976f6e-7c00", &page, true).unwrap().member.unwrap().as_str(), "tn");
+        let failure = searched("01976f6e-7c00", &page, false).unwrap_err();
+        assert_eq!(failure.id(), "id-not-searched", "an older bulletin may begin so, too");
         assert_eq!(searched("#8", &page, false).unwrap().id.to_string(), ONE);
         assert_eq!(searched("#6", &page, true).unwrap_err().id(), "no-such-bulletin");
         assert_eq!(searched("#7", &page, true).unwrap_err().id(), "no-such-bulletin", "its header names no id");
@@ -339,11 +364,25 @@ mod tests {
         let messages = crate::cli::Messages::new(crate::cli::Lang::En);
         let text = failure.heading(&messages);
         for part in ["01976f6e ", &format!("ne/{ONE}"), &format!("ly/{ONE}"), &format!("ne/{TWO}")] {
-            assert!(text.contains(part), "one character tells them apart: {text}");
+            assert!(text.contains(part), "one character distinguishes them: {text}");
         }
         let text = searched("01976f6e", &self::page(&[(9, "ne", LATER), (8, "ne", ONE)]), true).unwrap_err();
         assert!(text.heading(&messages).ends_with("ne/01976f6e-7c00, ne/01976f6e-7c01"), "{text}");
         assert_eq!(searched(&TWO[..35], &page, true).unwrap_err().id(), "ambiguous-id");
+    }
+
+    #[test]
+    fn offset_of_a_bulletin_that_reuses_an_id_and_damage_are_errors() {
+        let mut reused = page(&[(9, "ne", ONE), (8, "ne", ONE)]);
+        reused.deliveries[0].flags.push("duplicate-id".to_owned());
+        assert_eq!(searched("#9", &reused, true).unwrap_err().id(), "reused-id");
+        assert_eq!(searched("#8", &reused, true).unwrap().id.to_string(), ONE);
+        let damaged = proto::HistoryResponse {
+            damaged: vec![proto::DamagedEntry { offset: 7, ..Default::default() }],
+            ..page(&[(9, "ne", LATER)])
+        };
+        assert_eq!(searched("01976f6e-7c00", &damaged, true).unwrap_err().id(), "damaged");
+        assert_eq!(searched("01976f6e-7c01", &damaged, true).unwrap().id.to_string(), LATER);
     }
 
     #[test]

@@ -109,6 +109,9 @@ mod tests {
         ];
         for lang in [Lang::Fr, Lang::Ar] {
             let messages = Messages::new(lang);
+            for error in &all {
+                assert_ne!(localized(error, &messages).unwrap(), error.to_string(), "{lang:?}");
+            }
             let mut texts: Vec<String> = all.iter().map(|error| localized(error, &messages).unwrap()).collect();
             texts.push(localized(&"BAD".parse::<barid_core::ids::Member>().unwrap_err(), &messages).unwrap());
             texts.push(localized(&"x".parse::<barid_core::ids::ExchangeName>().unwrap_err(), &messages).unwrap());

@@ -213,7 +213,12 @@ impl Failure {
         while !text.is_char_boundary(byte_offset) {
             byte_offset -= 1;
         }
-        self.source = Some(Box::new((NamedSource::new(name, text.to_owned()), SourceSpan::from((byte_offset, 0)))));
+        // The excerpt is printed as it is.
+        let cleaned = |part: &str| part.split('\n').map(clean).collect::<Vec<_>>().join("\n");
+        let (before, after) = text.split_at(byte_offset);
+        let before = cleaned(before);
+        let span = SourceSpan::from((before.len(), 0));
+        self.source = Some(Box::new((NamedSource::new(clean(name), before + &cleaned(after)), span)));
         self
     }
 
@@ -326,6 +331,7 @@ impl Failure {
             "FILTER_DIFFERS" => ("filter-differs", &["recorded", "requested"]),
             "CURSOR_MISMATCH" => ("cursor-mismatch", &["cause"]),
             "DISK_FULL" => ("disk-full", &[]),
+            "STARTING" => ("starting", &[]),
             _ => return self,
         };
         keys.iter().fold(Self { cause: None, ..self.with_id(id) }, |failure, key| failure.with(key, &value(key)))
@@ -373,6 +379,7 @@ impl Failure {
                 "exit": self.exit as u8,
                 "message": self.heading(messages),
                 "why": self.why(messages),
+                "cause": self.cause.as_ref().map(|cause| cause.text.as_str()).filter(|text| !text.is_empty()),
                 "next": self.sentence(messages, ".next"),
                 "fields": fields,
                 "retryAfterMs": self.retry_after_ms,

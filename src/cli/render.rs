@@ -9,6 +9,7 @@ use barid_core::bulletin::kinds;
 use barid_core::bulletin::vocabulary::Tlp;
 use barid_core::envelope::EnvelopeError;
 use barid_core::json::{self, Note};
+use barid_core::limits::HEADLINE_CHARS_MAX;
 use barid_core::{envelope, proto};
 use owo_colors::{Rgb, Style};
 use prost_reflect::DynamicMessage;
@@ -23,6 +24,9 @@ use super::{Context, state, times, wrap};
 
 /// Indentation of the lines below the first of a bulletin in a list.
 const INDENT: &str = "  ";
+/// Indentation of a headline's further lines. It is deeper, so that a headline cannot look like a
+/// line of this program.
+const HEADLINE_INDENT: &str = "      ";
 
 /// An entry with its envelope decoded as far as possible.
 #[derive(Clone, Debug)]
@@ -179,7 +183,8 @@ impl<'a> Render<'a> {
     /// its publisher, its state, its handling, its kind and `more`; then what it refers to.
     fn entry(&self, reading: &Reading<'_>, id: &str, at: &str, more: impl IntoIterator<Item = String>) -> Vec<String> {
         let (header, width) = (&reading.header, self.output.width());
-        let headline = reading.text(self.messages.lang().code()).map(|text| self.messages.value(&text.headline));
+        let headline =
+            reading.text(self.messages.lang().code()).map(|text| self.messages.value(&bounded(&text.headline)));
         let lead = [
             self.messages.isolate(at),
             self.severity(header),
@@ -192,7 +197,7 @@ impl<'a> Render<'a> {
         let name = if id.is_empty() { String::new() } else { clean(&format!("{}/{id}", header.member)) };
         let name = self.messages.isolate(&join_with(" ", [offset(reading.delivery), name]));
         let rest = [self.member(&header.member), state, self.tlp(header), self.kind(&header.kind)];
-        let mut lines = wrap::indented("", INDENT, &join_with("  ", lead), width);
+        let mut lines = wrap::indented("", HEADLINE_INDENT, &join_with("  ", lead), width);
         lines.extend(wrap::items(INDENT, rest.into_iter().chain(more).chain([name]), width));
         let unread = reading.unread.iter().map(|unread| self.warning(&self.messages.term("note", unread.note)));
         let remarks = self.about(reading).into_iter().chain(self.flags(reading)).chain(unread);
@@ -326,7 +331,8 @@ impl<'a> Render<'a> {
         if term.is_empty() {
             term
         } else {
-            self.output.paint(&format!(" {term} "), Style::new().black().on_yellow().bold())
+            // No line breaks within it.
+            self.output.paint(&format!("\u{a0}{term}\u{a0}"), Style::new().black().on_yellow().bold())
         }
     }
 
@@ -395,6 +401,14 @@ pub(super) fn kebab(camel: &str) -> String {
         text.push(c.to_ascii_lowercase());
     }
     text
+}
+
+/// Returns a headline of bounded length: that of another member may have any.
+fn bounded(headline: &str) -> String {
+    match headline.char_indices().nth(HEADLINE_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", headline.get(..end).unwrap_or_default()),
+        None => headline.to_owned(),
+    }
 }
 
 #[cfg(test)]

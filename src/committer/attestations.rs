@@ -1,4 +1,4 @@
-//! Creates the cosignatures and custody notes this node owes other members.
+//! Creates the cosignatures and custody notes that this node sends to other members.
 //!
 //! An attestation costs two signatures here and three verifications at the owner. So it never
 //! delays the entries it covers: the entries become durable and their callers get the reply first.

@@ -120,7 +120,7 @@ pub enum CommitFailure {
     #[error("this node is starting and does not publish yet")]
     Starting,
     /// The queue is full.
-    #[error("the commit queue is full")]
+    #[error("the commit queue is full, or the index database is behind")]
     Overloaded,
     /// There is no room on the disk, for this reason. The work may be retried later.
     #[error("{0}")]
@@ -285,7 +285,7 @@ impl Committer {
         &self.shared.feed
     }
 
-    /// Watches one past the newest offset. Updated first, and only by commits with new arrivals.
+    /// Watches one past the newest offset. Updated first, and only by commits with new offsets.
     #[must_use]
     pub fn watch_end_offset(&self) -> watch::Receiver<u64> {
         self.shared.end_offset.subscribe()

@@ -20,9 +20,8 @@ const BYTES_PER_SECOND: f64 = 8_000.0;
 const ONE_WAY: Duration = Duration::from_millis(300);
 const SEGMENT_BYTES: usize = 1_400;
 const LOST_ONE_IN: u64 = 50;
-/// Default duration of the idle measurement: longer than the 40 s after which a silent link gets a
-/// keep-alive.
-const IDLE_SECONDS: u64 = 45;
+/// Default duration of the idle measurement: a heartbeat and a keep-alive each way are in it.
+const IDLE_SECONDS: u64 = 60;
 /// Maximum bytes on the link in an idle day.
 const IDLE_BYTES_A_DAY_MAX: u64 = 2_000_000;
 /// Time after the last event in which responses, tree heads and custody notes are complete.

@@ -99,9 +99,11 @@ fn stalled_subscribers_cost_little_and_block_nobody() {
         assert!(after < full + GROWTH_KIB_MAX, "{full} KiB became {after} KiB");
         // A subscriber that reads again has missed nothing. The node may have closed its stream in
         // favour of others of the same caller; then it resumes from its cursor.
-        let (mut offsets, mut place) = (Vec::new(), from_the_beginning());
+        let (mut offsets, mut place, mut resumed) = (Vec::new(), from_the_beginning(), 0);
         while offsets.len() < 3 * PUBLISHED_A_ROUND {
             let Ok(message) = tokio::time::timeout(DEADLINE, late.message()).await.expect("in time") else {
+                resumed += 1;
+                assert!(resumed < 100, "the reader makes no progress");
                 late = subscribe(&mut late_reader, place.clone()).await;
                 continue;
             };

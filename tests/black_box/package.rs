@@ -210,7 +210,7 @@ impl Root {
         let root = format!("--root={}", self.path("").display());
         let mut dpkg = Command::new("dpkg");
         // A machine for containers may leave documents out.
-        dpkg.args([root.as_str(), "--path-include=/*"]).args(args);
+        dpkg.args([root.as_str(), "--path-include=/*", "--force-depends", "--log=/dev/null"]).args(args);
         dpkg.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").output().unwrap()
     }
 

@@ -24,6 +24,11 @@ macro_rules! rules {
             /// Code and English text of every rule. In a text a name in braces stands for a value.
             pub const TEXTS: &'static [(&'static str, &'static str)] = &[$(($code, $text)),+];
 
+            /// The text of every rule with the names of its values, in the order of the fields.
+            #[cfg(test)]
+            const VALUES: &'static [(&'static str, &'static [&'static str])] =
+                &[$(($text, &[$($(stringify!($value)),+)?])),+];
+
             /// Returns the stable code, by which the text is localized.
             #[must_use]
             pub fn code(&self) -> &'static str {
@@ -223,6 +228,11 @@ mod tests {
         assert_eq!(rule.values(), ["2", "date of birth", "7"]);
         assert_eq!(rule.to_string(), "check digit 2 of the date of birth at position 7");
         assert_eq!((Rule::Bytes32.to_string().as_str(), Rule::Bytes32.values().len()), ("32 bytes", 0));
+        // Translations name the values by their position.
+        for (text, values) in Rule::VALUES {
+            let named: Vec<&str> = text.split('{').skip(1).filter_map(|part| Some(part.split_once('}')?.0)).collect();
+            assert_eq!(named, *values, "{text}");
+        }
         let topic = Rule::Topic.to_string();
         assert!(topic.contains("hyphens, the first") && Rule::TEXTS.contains(&("topic", topic.as_str())), "{topic}");
     }

@@ -267,7 +267,7 @@ fn produced(name: &str) -> Option<Vec<u8>> {
             topics: vec!["information.>".to_owned()],
             ranges: Vec::new(),
         })),
-        "frame-express" => {
+        "frame-priority" => {
             // Without the envelope, which is in §2.
             let proof = tree::inclusion_proof(&tree(), 9, SIZE).unwrap();
             frame(Frame::PriorityEntry(proto::PriorityEntry {

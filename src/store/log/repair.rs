@@ -94,7 +94,8 @@ pub(in crate::store) fn inspect(dir: &Path, options: &LogOptions) -> Result<LogI
         if let Some(tail) = walk.tail
             && (header.first_seq, header.previous) != (tail.seq + 1, tail.hash)
         {
-            let missing = format!("commits {} to {} before it are missing", tail.seq + 1, header.first_seq - 1);
+            let missing =
+                format!("commits {} to {} before it are missing", tail.seq + 1, header.first_seq.saturating_sub(1));
             walk.add_unrecoverable(number, 0..0, missing);
             walk.tail = None;
         }
