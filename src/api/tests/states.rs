@@ -1,6 +1,7 @@
 //! States of bulletins in all responses, their references and acknowledgements, and filters that
 //! match nothing known.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use barid_core::proto;
@@ -8,6 +9,7 @@ use barid_core::proto::subscribe_request::Start;
 use bytes::Bytes;
 use futures::stream::StreamExt;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use super::world::{
     CUSTOMS, EXCHANGE, OPERATOR, POLICE, POST, World, about, bulletin, called, careless, draft, member, now, red,
@@ -401,8 +403,12 @@ async fn denied_read_is_recorded_and_looks_like_not_found() {
         let mut reply = about("acknowledgement", &original, receipt);
         reply.header.as_mut().unwrap().topic = "customs.seizures".into();
         let status = world.publish(CUSTOMS, reply).await.unwrap_err();
-        let details = String::from_utf8_lossy(status.details()).replace(&receipt.id, "ID");
-        (status.code(), status.message().replace(&receipt.id, "ID"), details.into_bytes())
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        // A map has no order on the wire.
+        let metadata: BTreeMap<_, _> = info.metadata.iter().collect();
+        let seen = format!("{:?} {} {metadata:?} {:?}", status.code(), status.message(), details.bad_request());
+        (seen.replace(&receipt.id, "ID"), info.reason.clone())
     };
     assert_eq!(get(&receipt.id).await, get(&absent.id).await);
     assert_eq!(export(&receipt.id).await, export(&absent.id).await);
